@@ -1,0 +1,265 @@
+"""What a run leaves on disk: JSON for people, safetensors for arrays, and never a pickle.
+
+A run folder holds
+
+========================  =====================================================================
+``config.json``           the resolved configuration, versions, commit and seed
+``metrics.jsonl``         one JSON object per line, appended while the run goes on
+``arrays.safetensors``    all arrays, named ``<parameterization>.<quantity>``
+``result.json``           the numbers and verdicts, with ``schema_version``
+``report.html``           the page (written by :mod:`attsvm.report`)
+``checkpoint/``           what a resumed run needs; removed when the run is complete
+========================  =====================================================================
+
+Every file is written beside its place and moved there in one step, so that a reader (or a run that
+resumes after ``kill -9``) sees the old file or the new one and never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from attsvm.errors import RecordError
+
+__all__ = ["SCHEMA_VERSION", "RunFolder", "package_versions", "read_json", "source_commit", "write_json"]
+
+SCHEMA_VERSION = 1
+"""Version of the layout of every JSON file here; it rises when a reader of the old one would misread the new one."""
+
+
+def _plain(value: Any) -> Any:
+    """Turn arrays, paths and non-finite numbers into what JSON can hold (a non-finite number becomes null)."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """JSON text of ``value`` in strict JSON: NaN and infinity are written as null."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write ``content`` at ``path`` so that the file is the old one or the new one at any moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RecordError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, in one step."""
+    _replace(path, (dumps(value, indent=2) + "\n").encode("utf-8", errors="backslashreplace"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file written by :func:`write_json`.
+
+    Raises
+    ------
+    RecordError
+        If the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path} could not be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise RecordError(f"{path} is not a JSON file that attsvm wrote: {error}.") from error
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Versions of attsvm, Python and the named packages; a package that is absent is left out."""
+    versions = {"python": platform.python_version()}
+    for name in ("attsvm", *names):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def source_commit() -> str | None:
+    """The commit of the source tree that attsvm runs from, or None for an installed package."""
+    here = Path(__file__).resolve().parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+class RunFolder:
+    """One run on disk. Creating the object touches nothing; :meth:`create` makes the folder.
+
+    Parameters
+    ----------
+    path
+        The folder ``runs/<name>``.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.arrays_file = self.path / "arrays.safetensors"
+        self.result_file = self.path / "result.json"
+        self.report_file = self.path / "report.html"
+        self.checkpoint = self.path / "checkpoint"
+
+    @property
+    def is_complete(self) -> bool:
+        """True once ``result.json`` is there, which is the last record written."""
+        return self.result_file.exists()
+
+    def create(self) -> None:
+        """Make the folder and its parents.
+
+        Raises
+        ------
+        RecordError
+            If it cannot be made (a file of that name, no permission, no space).
+        """
+        try:
+            self.checkpoint.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{self.path} could not be created: {error.strerror or error}.") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; the lock ends with the process, however that ends.
+
+        Raises
+        ------
+        RecordError
+            If another process holds it.
+        """
+        self.create()
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RecordError(f"{self.path} is in use by another attsvm process.") from error
+            yield
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``config.json`` with the schema version."""
+        write_json(self.config_file, {"schema_version": SCHEMA_VERSION, **config})
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json`` with the schema version."""
+        write_json(self.result_file, {"schema_version": SCHEMA_VERSION, **result})
+
+    def read_config(self) -> dict[str, Any]:
+        """Read ``config.json``; raises RecordError when it is damaged or of another schema version."""
+        return _checked(self.config_file)
+
+    def read_result(self) -> dict[str, Any]:
+        """Read ``result.json``; raises RecordError when it is damaged or of another schema version."""
+        return _checked(self.result_file)
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write ``metrics.jsonl`` whole: one row a line."""
+        _replace(self.metrics_file, "".join(dumps(row) + "\n" for row in rows).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read ``metrics.jsonl``.
+
+        Raises
+        ------
+        RecordError
+            If a line is not JSON; the message names the line.
+        """
+        rows: list[dict[str, Any]] = []
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise RecordError(f"{self.metrics_file} could not be read: {error.strerror or error}.") from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise RecordError(f"{self.metrics_file}, line {number}, is not JSON.") from error
+        return rows
+
+    def write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write ``arrays.safetensors``."""
+        write_arrays(self.arrays_file, arrays)
+
+    def read_arrays(self) -> dict[str, np.ndarray]:
+        """Read ``arrays.safetensors``."""
+        return read_arrays(self.arrays_file)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays to a safetensors file, in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in arrays.items()},
+            temporary,
+            metadata=dict(metadata) if metadata else None,
+        )
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RecordError(f"{path} could not be written: {error}.") from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file of arrays.
+
+    Raises
+    ------
+    RecordError
+        If it is missing or not a safetensors file.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"{path} could not be read: {error}.") from error
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if not isinstance(record, dict) or "schema_version" not in record:
+        raise RecordError(f"{path} is not a record that attsvm wrote (it has no schema_version).")
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise RecordError(f"{path} has schema version {record['schema_version']}; this attsvm reads {SCHEMA_VERSION}.")
+    return record

@@ -1,0 +1,59 @@
+"""The norms of a key-query matrix and their duals.
+
+========  =======================================  ==================
+name      norm of W                                dual norm
+========  =======================================  ==================
+``fro``   root of the sum of squared entries       ``fro``
+``nuc``   sum of the singular values               ``op``
+``op``    largest singular value                   ``nuc``
+``p``     entrywise l_p, p in [1, inf]             entrywise p/(p-1)
+========  =======================================  ==================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attsvm.errors import InvalidInputError
+
+__all__ = ["Norm", "check_norm", "dual_norm", "matrix_norm"]
+
+Norm: TypeAlias = Literal["fro", "nuc", "op"] | float
+
+
+def check_norm(norm: Norm, *, where: str) -> Norm:
+    """Return ``norm``, with 2 as ``"fro"``; raise InvalidInputError unless it is in the table above."""
+    if isinstance(norm, str):
+        if norm in ("fro", "nuc", "op"):
+            return norm
+    elif isinstance(norm, (int, float)) and not isinstance(norm, bool) and norm >= 1:
+        return "fro" if norm == 2 else float(norm)
+    raise InvalidInputError(f'{where}: norm must be "fro", "nuc", "op" or a number p >= 1, got {norm!r}.')
+
+
+def matrix_norm(matrix: Tensor, norm: Norm) -> float:
+    """Norm of one matrix (d, d), computed in float64."""
+    matrix = matrix.to(torch.float64)
+    if matrix.numel() == 0:
+        return 0.0
+    if norm == "fro":
+        return float(torch.linalg.vector_norm(matrix))
+    if norm == "nuc":
+        return float(torch.linalg.svdvals(matrix).sum())
+    if norm == "op":
+        return float(torch.linalg.svdvals(matrix).amax())
+    return float(torch.linalg.vector_norm(matrix, ord=float(norm)))
+
+
+def dual_norm(matrix: Tensor, norm: Norm) -> float:
+    """Norm of one matrix in the dual of ``norm``, computed in float64."""
+    if isinstance(norm, str):
+        duals: dict[str, Norm] = {"fro": "fro", "nuc": "op", "op": "nuc"}
+        return matrix_norm(matrix, duals[norm])
+    if norm == 1:
+        return matrix_norm(matrix, math.inf)
+    return matrix_norm(matrix, 1.0 if math.isinf(norm) else norm / (norm - 1.0))

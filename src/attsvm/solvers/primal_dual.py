@@ -1,0 +1,159 @@
+r"""Restarted primal-dual hybrid gradient for the nuclear norm.
+
+The saddle problem is $\min_W \max_{l \ge 0} \|W\|_* + \langle l, c - A(W)\rangle$ with rows of unit size. One step
+maps z = (W, l) to T(z):
+
+* W+ = shrink(W + tau A*(l), tau), the soft threshold of the singular values, which makes W+ exactly low-rank;
+* l+ = max(0, l + sigma (c - A(2 W+ - W))).
+
+The iteration is Halpern's, $z_{k+1} = \frac{k+1}{k+2} (2 T(z_k) - z_k) + \frac{1}{k+2} z_0$, whose fixed-point
+residual falls like 1/k from any anchor z_0; it is restarted, with a new anchor, whenever the residual has fallen
+enough, and at each restart the balance of primal and dual steps follows the distance that each has moved.
+Cost of an iteration: two products with the tokens and one singular-value decomposition (p, q).
+
+References
+----------
+Applegate et al. "Practical large-scale linear programming using primal-dual hybrid gradient", 2021, arXiv:2106.04756.
+Lu, Yang. "Restarted Halpern PDHG for linear programming", 2024, arXiv:2407.16144.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attsvm.solvers.loop import Iterate
+from attsvm.solvers.rows import Floats, Rows
+
+__all__ = ["RowOperator", "nuclear_iterates", "shrink"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOperator:
+    """The rows as a linear map in torch: ``A`` from (p, q) to (R,), each row scaled to unit size."""
+
+    tokens: Tensor  # (n, T, p)
+    queries: Tensor  # (n, Q, q)
+    own: Tensor  # (R,) flat index in (n, Q, T) of each row's selected token
+    other: Tensor  # (R,) flat index of its token t
+    size: Tensor  # (R,)
+
+    @classmethod
+    def of(cls, rows: Rows, *, device: str = "cpu") -> RowOperator:
+        """Read the rows."""
+        n, Q, T = rows.shape
+        i, q, t = torch.from_numpy(rows.place)
+        queries = torch.zeros(n, Q, rows.queries.shape[1], dtype=torch.float64)
+        block = torch.from_numpy(rows.block)
+        queries[i, q] = torch.from_numpy(rows.queries)[block]
+        first = torch.from_numpy(rows.first)[block]
+        return cls(
+            tokens=torch.from_numpy(rows.tokens).to(device),
+            queries=queries.to(device),
+            own=((i * Q + q) * T + first).to(device),
+            other=((i * Q + q) * T + t).to(device),
+            size=torch.from_numpy(rows.size).to(device),
+        )
+
+    def forward(self, W: Tensor) -> Tensor:
+        """``<A_r, W> / size_r`` (R,)."""
+        logits = ((self.queries @ W.T) @ self.tokens.mT).flatten()
+        return (logits[self.own] - logits[self.other]) / self.size
+
+    def adjoint(self, dual: Tensor) -> Tensor:
+        """``sum(dual_r A_r / size_r)`` (p, q)."""
+        n, T, p = self.tokens.shape
+        weights = dual / self.size
+        flat = torch.zeros(n * self.queries.shape[1] * T, dtype=dual.dtype, device=dual.device)
+        flat.index_add_(0, self.own, weights)
+        flat.index_add_(0, self.other, -weights)
+        pooled = flat.view(n, -1, T) @ self.tokens
+        return pooled.reshape(-1, p).T @ self.queries.reshape(-1, self.queries.shape[2])
+
+    def norm(self, *, steps: int = 30) -> float:
+        """Largest singular value of A, by the power method from a fixed start."""
+        generator = torch.Generator().manual_seed(0)
+        dual = torch.rand(len(self.size), generator=generator, dtype=torch.float64).to(self.size.device)
+        value = 1.0
+        for _ in range(steps):
+            dual = self.forward(self.adjoint(dual))
+            value = float(torch.linalg.vector_norm(dual))
+            dual = dual / value
+        return math.sqrt(value)
+
+
+def shrink(M: Tensor, threshold: float) -> Tensor:
+    """Soft threshold of the singular values of ``M`` (p, q): the proximal map of the nuclear norm."""
+    U, s, Vh = torch.linalg.svd(M, full_matrices=False)
+    kept = int((s > threshold).sum())
+    return (U[:, :kept] * (s[:kept] - threshold)) @ Vh[:kept]
+
+
+def nuclear_iterates(rows: Rows, *, W: Floats, dual: Floats, check_every: int = 20) -> Iterator[Iterate]:
+    """Iterates of the primal-dual method, without end; the caller stops on the gap.
+
+    Parameters
+    ----------
+    rows
+        A feasible problem.
+    W
+        (p, q) to begin with.
+    dual
+        Multipliers (R,) to begin with; they are scaled to be feasible.
+    check_every
+        Iterations between two offers.
+    """
+    operator = RowOperator.of(rows)
+    rhs = torch.from_numpy(rows.rhs) / operator.size
+    free = torch.from_numpy(rows.tie)
+    primal = torch.from_numpy(W).clone()
+    multiplier = torch.from_numpy(dual) * operator.size
+    slope = float(torch.linalg.matrix_norm(operator.adjoint(multiplier), 2))
+    multiplier = multiplier / slope if slope > 0 else torch.zeros_like(rhs)
+    eta = 0.99 / (1.01 * operator.norm())
+    balance = _ratio(multiplier, primal, 1.0)
+    step = 0
+    while True:
+        anchor_W, anchor_l = primal.clone(), multiplier.clone()
+        first = last = math.inf
+        k = 0
+        while True:
+            tau, sigma = eta / balance, eta * balance
+            new_W = shrink(primal + tau * operator.adjoint(multiplier), tau)
+            raw = multiplier + sigma * (rhs - operator.forward(2.0 * new_W - primal))
+            new_l = torch.where(free, raw, raw.clamp(min=0.0))
+            move_W, move_l = new_W - primal, new_l - multiplier
+            step += 1
+            if step % check_every == 0:
+                yield Iterate(W=new_W.numpy(), dual=(new_l / operator.size).numpy(), step=step)
+            residual = _distance(operator, move_W, move_l, eta, balance)
+            if k == 0:
+                first = residual
+            enough = residual <= 0.2 * first or (residual <= 0.8 * first and residual > last)
+            if k > 0 and (enough or k >= 0.36 * step + check_every):
+                primal, multiplier = new_W, new_l
+                break
+            last = residual
+            w = (k + 1) / (k + 2)
+            primal = w * (primal + 2.0 * move_W) + (1.0 - w) * anchor_W
+            multiplier = w * (multiplier + 2.0 * move_l) + (1.0 - w) * anchor_l
+            k += 1
+        moved = _ratio(multiplier - anchor_l, primal - anchor_W, balance)
+        balance = math.exp(0.5 * math.log(moved) + 0.5 * math.log(balance))
+
+
+def _ratio(dual: Tensor, primal: Tensor, default: float) -> float:
+    """``||dual|| / ||primal||``, or the default where that is of no use."""
+    above, below = float(torch.linalg.vector_norm(dual)), float(torch.linalg.vector_norm(primal))
+    return above / below if above > 1e-10 and below > 1e-10 else default
+
+
+def _distance(operator: RowOperator, W: Tensor, dual: Tensor, eta: float, balance: float) -> float:
+    """Length of a move in the metric in which the step is non-expansive."""
+    cross = float(dual @ operator.forward(W))
+    square = balance * float((W * W).sum()) + float(dual @ dual) / balance - 2.0 * eta * cross
+    return math.sqrt(max(square, 0.0))
