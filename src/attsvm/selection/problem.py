@@ -470,9 +470,7 @@ def _listed(selected: Array, where: str) -> Any:
 def _read_offsets(offsets: Array | None, may: Tensor, where: str) -> Tensor | None:
     if offsets is None:
         return None
-    bias = _per_query(
-        as_float(offsets, "offsets", where=where, device=may.device), tuple(may.shape), "offsets", where
-    )
+    bias = _per_query(as_float(offsets, "offsets", where=where, device=may.device), tuple(may.shape), "offsets", where)
     bias = torch.where(may, bias, torch.zeros((), dtype=bias.dtype, device=bias.device))
     _require_finite(bias, "offsets", where)
     return bias

@@ -128,9 +128,7 @@ def values(rows: Rows, W: Floats) -> Floats:
     """``<A_r, W>`` (R,) for all rows."""
     out = np.empty(rows.n_rows)
     p = W.shape[0]
-    _values(
-        rows.tokens, rows.queries, rows.sequence, rows.first, rows.start, rows.token, W, out, np.empty(p)
-    )
+    _values(rows.tokens, rows.queries, rows.sequence, rows.first, rows.start, rows.token, W, out, np.empty(p))
     return out
 
 
@@ -138,7 +136,5 @@ def combine(rows: Rows, dual: Floats) -> Floats:
     """``sum(dual_r A_r)`` (p, q)."""
     p, q = rows.tokens.shape[2], rows.queries.shape[1]
     W = np.zeros((p, q))
-    _combine(
-        rows.tokens, rows.queries, rows.sequence, rows.first, rows.start, rows.token, dual, W, np.empty(p)
-    )
+    _combine(rows.tokens, rows.queries, rows.sequence, rows.first, rows.start, rows.token, dual, W, np.empty(p))
     return W

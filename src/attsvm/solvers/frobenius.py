@@ -8,13 +8,10 @@ import numpy as np
 
 from attsvm.solvers import coordinate
 from attsvm.solvers.loop import Iterate
-from attsvm.solvers.newton import WorkingSet, proximal_step
+from attsvm.solvers.newton import MAX_WORKING_SET, WorkingSet, proximal_step, worst
 from attsvm.solvers.rows import Bools, Floats, Ints, Rows
 
 __all__ = ["frobenius_iterates"]
-
-MAX_WORKING_SET = 5000
-"""Rows in a Gram matrix at most: 200 MB in float64, and as much for its factor."""
 
 
 def frobenius_iterates(rows: Rows, *, start: Floats | None = None, method: str = "auto") -> Iterator[Iterate]:
@@ -77,17 +74,9 @@ def _newton_rounds(rows: Rows, W: Floats, dual: Floats) -> Iterator[tuple[Floats
         shortfall = (rows.rhs - coordinate.values(rows, W)) / rows.size
         entering = ~member & (shortfall > 1e-13 * np.abs(shortfall).max())
         quiet = 0 if entering.any() else quiet + 1
-        member = member | _worst(entering, shortfall, limit=max(100, len(index) // 2))
+        member = member | worst(entering, shortfall, limit=max(100, len(index) // 2))
 
 
 def _near(rows: Rows, values: Floats) -> Bools:
     """Rows that the present W violates or barely satisfies."""
     return np.asarray(values < rows.rhs + 0.01 * np.abs(rows.rhs))
-
-
-def _worst(entering: Bools, shortfall: Floats, *, limit: int) -> Bools:
-    """At most ``limit`` of the entering rows, the most violated ones."""
-    if entering.sum() <= limit:
-        return entering
-    bar = np.partition(shortfall[entering], -limit)[-limit]
-    return np.asarray(entering & (shortfall >= bar))

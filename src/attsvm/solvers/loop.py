@@ -117,6 +117,8 @@ def _take_dual(rows: Rows, dual: Floats, norm: Norm, best: Outcome) -> bool:
     terms = float(np.abs(dual) @ rows.size)
     if float(np.linalg.norm(combination)) <= 0.5 * RAY_TOLERANCE * terms:
         return True
+    if not np.any(combination):
+        return False
     bound = promised / dual_norm(torch.from_numpy(combination), norm)
     if bound > best.lower:
         best.lower, best.dual = bound, dual

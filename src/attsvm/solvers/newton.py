@@ -21,9 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from attsvm.solvers import coordinate
 from attsvm.solvers.rows import Bools, Floats, Ints, Rows
 
-__all__ = ["WorkingSet", "proximal_step"]
+__all__ = ["MAX_WORKING_SET", "Projection", "WorkingSet", "project", "proximal_step", "worst"]
+
+MAX_WORKING_SET = 5000
+"""Rows in a Gram matrix at most: 200 MB in float64, and as much for its factor."""
 
 PROXIMAL = 1e-11
 """eps, relative to the unit diagonal of the scaled Gram matrix."""
@@ -58,7 +62,7 @@ class WorkingSet:
         )
 
 
-def proximal_step(work: WorkingSet, dual: Floats, *, passive: Bools | None = None) -> Floats:
+def proximal_step(work: WorkingSet, dual: Floats, *, rhs: Floats | None = None) -> Floats:
     """The multipliers of ``work`` (k,) after one proximal step from ``dual`` (k,).
 
     Parameters
@@ -67,14 +71,69 @@ def proximal_step(work: WorkingSet, dual: Floats, *, passive: Bools | None = Non
         The working set.
     dual
         Multipliers of its rows.
-    passive
-        First guess of the multipliers that are not zero; default those of ``dual``.
+    rhs
+        Right-hand sides of its rows; default those of the problem.
     """
     scaled = torch.from_numpy(dual) * work.size
-    target = work.rhs + PROXIMAL * scaled
-    free = work.tie | (scaled > 0 if passive is None else torch.from_numpy(passive))
-    answer = _block_pivoting(work.gram, target, free, work.tie)
+    target = (work.rhs if rhs is None else torch.from_numpy(rhs) / work.size) + PROXIMAL * scaled
+    answer = _block_pivoting(work.gram, target, work.tie | (scaled > 0), work.tie)
     return np.asarray((answer / work.size).numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """The nearest matrix that satisfies every row, with what the next projection can use again."""
+
+    W: Floats  # (p, q)
+    dual: Floats  # (R,)
+    member: Bools  # (R,)
+    work: WorkingSet
+
+
+def project(
+    rows: Rows, V: Floats, dual: Floats, member: Bools, work: WorkingSet | None, *, rounds: int = 30
+) -> Projection:
+    """Project ``V`` (p, q) on the polyhedron of all rows, with a working set that takes in the rows that fail.
+
+    Parameters
+    ----------
+    rows
+        The problem.
+    V
+        The matrix to project.
+    dual
+        Multipliers (R,) to begin with.
+    member
+        (R,) the first working set; must hold all rows with a multiplier.
+    work
+        Its Gram matrix, if known.
+    rounds
+        Times that rows may enter.
+    """
+    values = coordinate.values(rows, np.ascontiguousarray(V))
+    for _ in range(rounds):
+        index = member.nonzero()[0]
+        if work is None or len(index) != len(work.rows):
+            work = WorkingSet.of(rows, index)
+        fresh = np.zeros(rows.n_rows)
+        fresh[index] = proximal_step(work, dual[index], rhs=(rows.rhs - values)[index])
+        dual = fresh
+        W = V + coordinate.combine(rows, dual)
+        shortfall = (rows.rhs - coordinate.values(rows, W)) / rows.size
+        entering = ~member & (shortfall > 1e-9 * np.abs(rows.rhs / rows.size))
+        if not entering.any() or member.sum() > MAX_WORKING_SET:
+            break
+        member = member | worst(entering, shortfall, limit=max(100, len(index) // 2))
+    assert work is not None
+    return Projection(W=W, dual=dual, member=member, work=work)
+
+
+def worst(entering: Bools, shortfall: Floats, *, limit: int) -> Bools:
+    """At most about ``limit`` of the entering rows, the most violated ones."""
+    if entering.sum() <= limit:
+        return entering
+    bar = np.partition(shortfall[entering], -limit)[-limit]
+    return np.asarray(entering & (shortfall >= bar))
 
 
 def _block_pivoting(gram: torch.Tensor, target: torch.Tensor, free: torch.Tensor, tie: torch.Tensor) -> torch.Tensor:

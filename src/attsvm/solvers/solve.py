@@ -18,8 +18,10 @@ from attsvm.selection.problem import TokenSelection
 from attsvm.solvers.frobenius import frobenius_iterates
 from attsvm.solvers.loop import Outcome, Progress, run_loop
 from attsvm.solvers.primal_dual import nuclear_iterates
+from attsvm.solvers.newton import MAX_WORKING_SET
 from attsvm.solvers.rows import Floats, Rows, compile_rows
 from attsvm.solvers.solution import Ray, Solution, Status
+from attsvm.solvers.splitting import splitting_iterates
 
 __all__ = ["solve"]
 
@@ -65,7 +67,8 @@ def solve(
     max_seconds, max_iterations
         Limits; at a limit the best solution found so far is what counts.
     method
-        ``"auto"``, or for ``"fro"`` also ``"coordinate"`` (coordinate descent alone).
+        ``"auto"``; for ``"fro"`` also ``"coordinate"`` (coordinate descent alone), for ``"nuc"`` also
+        ``"primal-dual"`` and ``"splitting"``.
     center
         Not supported yet.
     warm_start
@@ -95,7 +98,8 @@ def solve(
     -----
     Frobenius: block dual coordinate descent, then a proximal Newton method on the rows that matter. Nuclear: the
     Frobenius solver first, to prove feasibility and to start from, then restarted primal-dual hybrid gradient with
-    singular-value thresholding. Both work in span(token differences) x span(queries) when that is smaller.
+    singular-value thresholding, or Douglas-Rachford splitting where few rows are active and nearly parallel. All work
+    in span(token differences) x span(queries) when that is smaller.
 
     References
     ----------
@@ -143,8 +147,9 @@ def _check_request(
         raise InvalidInputError(f"solve: tol must be in (0, 1), got {tol!r}.")
     if on_failure not in ("raise", "warn", "ignore"):
         raise InvalidInputError(f'solve: on_failure must be "raise", "warn" or "ignore", got {on_failure!r}.')
-    if method not in (("auto", "coordinate") if checked == "fro" else ("auto",)):
-        raise InvalidInputError(f'solve: method must be "auto" (or "coordinate" for norm="fro"), got {method!r}.')
+    methods = ("auto", "coordinate") if checked == "fro" else ("auto", "splitting", "primal-dual")
+    if method not in methods:
+        raise InvalidInputError(f"solve: method must be one of {', '.join(methods)} for this norm, got {method!r}.")
     if center is not None:
         raise UnsupportedError("solve: center is not supported in this version.")
     n, Q, _, d = problem.shape
@@ -207,16 +212,30 @@ def _solve_one(
     )
     if outcome.status is not Status.OPTIMAL:
         return _finish(problem, rows, outcome, norm, tol, "coordinate+newton", began)
+    W0 = outcome.W if W_start is None else W_start
+    dual0 = outcome.dual if start is None else start
+    iterates = {"splitting": splitting_iterates, "primal-dual": nuclear_iterates}
+    name = _nuclear_method(rows, dual0) if method == "auto" else method
     nuclear = run_loop(
         rows,
-        nuclear_iterates(rows, W=outcome.W if W_start is None else W_start, dual=outcome.dual if start is None else start),
+        iterates[name](rows, W=W0, dual=dual0),
         norm=norm,
         tol=0.9 * tol,
         max_seconds=left(),
         max_iterations=max_iterations,
         progress=progress,
     )
-    return _finish(problem, rows, nuclear, norm, tol, "primal-dual", began)
+    return _finish(problem, rows, nuclear, norm, tol, name, began)
+
+
+def _nuclear_method(rows: Rows, dual: Floats) -> str:
+    """Splitting where the factorisation of its working set is cheap beside the steps that it saves."""
+    p, q = rows.tokens.shape[2], rows.queries.shape[1]
+    members = 1.5 * float((dual != 0).sum())
+    spectrum = 20.0 * p * q * min(p, q)
+    splitting = members**3 / 3.0 + spectrum
+    primal_dual = 8.0 * rows.n_rows * p + spectrum
+    return "splitting" if members <= MAX_WORKING_SET and splitting <= 10.0 * primal_dual else "primal-dual"
 
 
 def _asks_nothing(rows: Rows) -> bool:
