@@ -104,10 +104,19 @@ def _double(problem: TokenSelection) -> ProblemTensors:
         raise UnsupportedError("certify: a batch is certified one problem at a time; pass problem[b].")
     t = problem.tensors
     return t._replace(
-        tokens=t.tokens.to(torch.float64),
+        tokens=centred(t.tokens),
         queries=t.queries.to(torch.float64),
         offsets=None if t.offsets is None else t.offsets.to(torch.float64),
     )
+
+
+def centred(tokens: Tensor) -> Tensor:
+    """Tokens (n, T, d) in float64, less the first of their sequence.
+
+    Only differences of tokens matter; without the part that they share, sums over them round less.
+    """
+    tokens = tokens.to(torch.float64)
+    return tokens - tokens[..., :1, :]
 
 
 def representatives(selected: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def frobenius_iterates(rows: Rows, *, start: Floats | None = None, method: str =
             for W, dual in _newton_rounds(rows, W, dual):
                 sweeps += 1
                 yield Iterate(W=W, dual=dual.copy(), step=sweeps)
-        chunk = min(2 * chunk, 64)
+        chunk = max(4, sweeps // 4)
 
 
 def _newton_pays(rows: Rows, dual: Floats, sweeps: int) -> bool:

@@ -1,7 +1,8 @@
 """The one loop that every solver runs in: it keeps the best bounds, and decides when to stop and why.
 
-A solver is an endless iterator of :class:`Iterate`; it knows nothing of tolerances, clocks or Ctrl-C. Whatever
-happens, the loop returns the best matrix and the best multipliers seen.
+A solver is an iterator of :class:`Iterate`, mostly without end; it knows nothing of tolerances, clocks or Ctrl-C.
+Whatever happens, the loop returns the best matrix and the best multipliers seen. It also ends when the bounds have
+stopped moving: below some tolerance they only show the rounding of float64.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from attsvm.selection.certificate import RAY_TOLERANCE
 from attsvm.selection.norms import Norm, dual_norm, matrix_norm
 from attsvm.solvers import coordinate
-from attsvm.solvers.repair import repaired
+from attsvm.solvers.repair import holds, repaired, rigid
 from attsvm.solvers.rows import Floats, Rows
 from attsvm.solvers.solution import Status, relative_gap
 
@@ -25,6 +26,9 @@ __all__ = ["Iterate", "Outcome", "Progress", "run_loop"]
 
 Progress = Callable[[int, float], None]
 """Called with (iterations, gap) at every check."""
+
+PATIENCE = 4
+"""The loop ends when this many times the iterations (and 1,000 more) that led to the last progress brought none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ def run_loop(
     """
     best = Outcome(W=np.zeros((rows.tokens.shape[2], rows.queries.shape[1])), dual=np.zeros(rows.n_rows))
     began = time.monotonic()
+    last = _Progress()
     try:
         for iterate in iterates:
             best.iterations = iterate.step
@@ -103,9 +108,26 @@ def run_loop(
                 break
             if max_iterations is not None and iterate.step >= max_iterations:
                 break
+            if last.stalled(best):
+                break
     except KeyboardInterrupt:
         best.status = Status.INTERRUPTED
     return best
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """The bounds when they last moved by a hundredth, of the gap or of the lower bound, and when that was."""
+
+    gap: float = math.inf
+    lower: float = 0.0
+    step: int = 0
+
+    def stalled(self, best: Outcome) -> bool:
+        """Whether the bounds have not moved for long; takes note if they have."""
+        if best.gap < 0.99 * self.gap or best.lower > 1.01 * self.lower:
+            self.gap, self.lower, self.step = best.gap, best.lower, best.iterations
+        return best.iterations > 1000 + (1 + PATIENCE) * self.step
 
 
 def _take_dual(rows: Rows, dual: Floats, norm: Norm, best: Outcome) -> bool:
@@ -128,13 +150,11 @@ def _take_dual(rows: Rows, dual: Floats, norm: Norm, best: Outcome) -> bool:
 def _take_matrix(rows: Rows, W: Floats, norm: Norm, best: Outcome) -> None:
     """Keep the matrix if, scaled or repaired to satisfy every row, it is the best."""
     values = coordinate.values(rows, W)
-    if rows.has_offsets:
-        W, factor = repaired(rows, W, values), 1.0
-        feasible = bool(np.all(coordinate.values(rows, W) >= rows.rhs)) if not rows.tie.any() else True
-    else:
-        factor = scale_to_fit(rows, values)
-        feasible = math.isfinite(factor)
-    if not feasible:
+    if rigid(rows).any():
+        W = repaired(rows, W, values)
+        values = coordinate.values(rows, W)
+    factor = 1.0 if rows.has_offsets else scale_to_fit(rows, values)
+    if not (math.isfinite(factor) and holds(rows, W, values)):
         return
     upper = factor * matrix_norm(torch.from_numpy(W), norm)
     if upper < best.upper:

@@ -1,7 +1,8 @@
 """The last 1e-9: a small correction that makes a nearly feasible matrix satisfy every row exactly.
 
-Without offsets a matrix is made feasible by scaling. With offsets, or with ties, scaling would break other rows;
-then the smallest Frobenius correction on the rows that fail, and on those that just hold, is added.
+Without offsets, rows with a positive right-hand side are made to hold by scaling. Scaling does nothing for ties and
+rows that ask for 0, and with offsets it would break other rows; there the smallest Frobenius correction on the rows
+that fail, and on those that just hold, is added.
 """
 
 from __future__ import annotations
@@ -9,14 +10,27 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from attsvm.selection.certificate import TIE_TOLERANCE
 from attsvm.solvers import coordinate
 from attsvm.solvers.newton import PROXIMAL, WorkingSet
-from attsvm.solvers.rows import Floats, Rows
+from attsvm.solvers.rows import Bools, Floats, Rows
 
-__all__ = ["repaired"]
+__all__ = ["holds", "repaired", "rigid"]
 
 _ROOM = 1e-12
 """How far beyond its bound a corrected row is put, relative to its size and the norm of W."""
+
+
+def rigid(rows: Rows) -> Bools:
+    """Rows (R,) that no scaling of W brings into force: ties, rows that ask for 0, and with offsets all."""
+    return np.asarray(rows.tie | (rows.rhs == 0.0) | rows.has_offsets)
+
+
+def holds(rows: Rows, W: Floats, values: Floats) -> bool:
+    """Whether every rigid row holds under ``W`` (p, q), with the tolerances of the certificate."""
+    short = np.where(rows.tie, np.abs(rows.rhs - values), rows.rhs - values)
+    allowance = 0.5 * TIE_TOLERANCE * rows.size * float(np.linalg.norm(W))
+    return not np.any(rigid(rows) & (short > np.where(rows.tie | (rows.rhs == 0.0), allowance, 0.0)))
 
 
 def repaired(rows: Rows, W: Floats, values: Floats, *, rounds: int = 3, limit: int = 5000) -> Floats:
@@ -36,13 +50,14 @@ def repaired(rows: Rows, W: Floats, values: Floats, *, rounds: int = 3, limit: i
         Rows that a correction may involve.
     """
     unit = rows.size * max(float(np.linalg.norm(W)), 1e-300)
+    stiff = rigid(rows)
     member = np.zeros(rows.n_rows, dtype=bool)
     for _ in range(rounds):
         short = rows.rhs - values
-        failing = np.where(rows.tie, np.abs(short) > _ROOM * unit, short > 0)
+        failing = np.where(rows.tie, np.abs(short) > _ROOM * unit, short > -0.5 * _ROOM * unit) & stiff
         if not failing.any():
             break
-        member |= failing | rows.tie | (short > -1e-6 * unit)
+        member |= failing | rows.tie | (stiff & (short > -1e-6 * unit))
         index = member.nonzero()[0]
         if len(index) > limit:
             break

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attsvm.selection.certificate import representatives, required, tied
+from attsvm.selection.certificate import centred, representatives, required, tied
 from attsvm.selection.problem import TokenSelection
 
 __all__ = ["Rows", "compile_rows"]
@@ -124,7 +124,7 @@ def compile_rows(problem: TokenSelection, *, reduce: bool = True) -> Rows:
     ties = tied(t.selected)
     used = t.asked | ties
     place = used.nonzero().cpu().numpy().T
-    X = _double(t.tokens)
+    X = _double(centred(t.tokens))
     Z = _double(t.queries)
     rhs = required(t._replace(offsets=None if t.offsets is None else t.offsets.double())).cpu().numpy()[tuple(place)]
     tie = ties.cpu().numpy()[tuple(place)]

@@ -34,7 +34,9 @@ _SENTENCES = {
     Status.OPTIMAL: "The gap between the upper and the lower bound is below the tolerance.",
     Status.INFEASIBLE: "No matrix separates the selected tokens; the ray proves it.",
     Status.LOCAL: "The rank bound makes the problem non-convex; this is the best solution found.",
-    Status.ITERATION_LIMIT: "The iteration limit came before the tolerance; this is the best solution found.",
+    Status.ITERATION_LIMIT: (
+        "The iterations ended, or stopped making progress, before the tolerance; this is the best solution found."
+    ),
     Status.TIME_LIMIT: "The time limit came before the tolerance; this is the best solution found.",
     Status.INTERRUPTED: "The solve was interrupted; this is the best solution found so far.",
 }

@@ -269,6 +269,8 @@ def _finish(
     status = outcome.status
     if status is Status.OPTIMAL and not proof.gap <= tol:
         status = Status.ITERATION_LIMIT
+    if status in (Status.ITERATION_LIMIT, Status.TIME_LIMIT) and proof.gap <= tol:
+        status = Status.OPTIMAL
     if status is Status.INFEASIBLE and ray is None:
         status = Status.ITERATION_LIMIT
     factor = _fit_duals(problem, duals + ties, norm, proof)
