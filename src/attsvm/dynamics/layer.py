@@ -56,15 +56,11 @@ class TokenStore:
 
     def logits(self, keys: Tensor) -> Tensor:
         """``x_t^T u_q`` (B, n, Q, T) for u (B, n, Q, d); places beyond the group's length are 0."""
-        if len(self._groups) == 1:
-            return keys @ self._groups[0][2].mT if self._groups[0][1] == self.shape[2] else self._spread(keys)
-        return self._spread(keys)
-
-    def _spread(self, keys: Tensor) -> Tensor:
         B, n, T, _ = self.shape
         out = torch.zeros((B, n, keys.shape[2], T), dtype=keys.dtype, device=keys.device)
         for members, length, tokens in self._groups:
-            out[:, members, :, :length] = keys[:, members] @ tokens.mT
+            # Tokens first: with one query a sequence this is twice as fast as the product the other way round.
+            out[:, members, :, :length] = (tokens @ keys[:, members].mT).mT
         return out
 
     def pool(self, weights: Tensor) -> Tensor:

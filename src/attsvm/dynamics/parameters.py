@@ -41,9 +41,11 @@ class Parameters:
 
     def keys(self, queries: Tensor) -> Tensor:
         """``W z`` (B, n, Q, d) for queries (B, n, Q, r) in the basis."""
-        if self.right is None:
-            return queries @ self.left.mT.unsqueeze(1)
-        return (queries @ self.right.unsqueeze(1)) @ self.left.mT.unsqueeze(1)
+        # One product for all queries of a problem: a broadcast product per sequence is four times slower.
+        flat = queries.flatten(1, 2)
+        if self.right is not None:
+            flat = flat @ self.right
+        return (flat @ self.left.mT).view(*queries.shape[:-1], -1)
 
     def slopes(self, g: Gradient, queries: Tensor) -> tuple[Tensor, ...]:
         """Gradients of left (and right), without the factor ``exp(log_scale)``."""

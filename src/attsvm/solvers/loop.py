@@ -153,8 +153,10 @@ def _take_matrix(rows: Rows, W: Floats, norm: Norm, best: Outcome) -> None:
     if rigid(rows).any():
         W = repaired(rows, W, values)
         values = coordinate.values(rows, W)
+        if not holds(rows, W, values):
+            return
     factor = 1.0 if rows.has_offsets else scale_to_fit(rows, values)
-    if not (math.isfinite(factor) and holds(rows, W, values)):
+    if not math.isfinite(factor):
         return
     upper = factor * matrix_norm(torch.from_numpy(W), norm)
     if upper < best.upper:

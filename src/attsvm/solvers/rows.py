@@ -131,7 +131,7 @@ def compile_rows(problem: TokenSelection, *, reduce: bool = True) -> Rows:
     first = representatives(t.selected).cpu().numpy()
     i, q, token = place
     differences = X[i, first[i, q]] - X[i, token]
-    size = np.linalg.norm(differences, axis=1) * np.linalg.norm(Z[i, q], axis=1)
+    size = np.sqrt(np.einsum("rk,rk->r", differences, differences)) * np.linalg.norm(Z, axis=-1)[i, q]
     empty = size == 0.0
     broken = empty & np.where(tie, rhs != 0.0, rhs > 0.0)
     keep = ~empty

@@ -235,7 +235,7 @@ def _nuclear_method(rows: Rows, dual: Floats) -> str:
     spectrum = 20.0 * p * q * min(p, q)
     splitting = members**3 / 3.0 + spectrum
     primal_dual = 8.0 * rows.n_rows * p + spectrum
-    return "splitting" if members <= MAX_WORKING_SET and splitting <= 10.0 * primal_dual else "primal-dual"
+    return "splitting" if members <= MAX_WORKING_SET and splitting <= 40.0 * primal_dual else "primal-dual"
 
 
 def _asks_nothing(rows: Rows) -> bool:

