@@ -4,7 +4,7 @@ A run folder holds
 
 ========================  =====================================================================
 ``config.json``           the resolved configuration, versions, commit and seed
-``metrics.jsonl``         one JSON object per line, appended while the run goes on
+``metrics.jsonl``         one JSON object per line: the curves, step by step
 ``arrays.safetensors``    all arrays, named ``<parameterization>.<quantity>``
 ``result.json``           the numbers and verdicts, with ``schema_version``
 ``report.html``           the page (written by :mod:`attsvm.report`)
@@ -31,11 +31,21 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from attsvm.errors import RecordError
 
-__all__ = ["SCHEMA_VERSION", "RunFolder", "package_versions", "read_json", "source_commit", "write_json"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "RunFolder",
+    "package_versions",
+    "read_arrays",
+    "read_json",
+    "source_commit",
+    "write_arrays",
+    "write_bytes",
+    "write_json",
+]
 
 SCHEMA_VERSION = 1
 """Version of the layout of every JSON file here; it rises when a reader of the old one would misread the new one."""
@@ -63,8 +73,14 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write ``content`` at ``path`` so that the file is the old one or the new one at any moment."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` at ``path`` so that the file is the old one or the new one at any moment.
+
+    Raises
+    ------
+    RecordError
+        If it cannot be written (no permission, no space).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as handle:
@@ -80,7 +96,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, in one step."""
-    _replace(path, (dumps(value, indent=2) + "\n").encode("utf-8", errors="backslashreplace"))
+    write_bytes(path, (dumps(value, indent=2) + "\n").encode("utf-8", errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:
@@ -193,7 +209,7 @@ class RunFolder:
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl`` whole: one row a line."""
-        _replace(self.metrics_file, "".join(dumps(row) + "\n" for row in rows).encode())
+        write_bytes(self.metrics_file, "".join(dumps(row) + "\n" for row in rows).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read ``metrics.jsonl``.
@@ -220,6 +236,17 @@ class RunFolder:
         write_arrays(self.arrays_file, arrays)
 
     def read_arrays(self) -> dict[str, np.ndarray]:
+        """Read ``arrays.safetensors``."""
+        return read_arrays(self.arrays_file)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays to a safetensors file, in one step."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))
+
+
+def read_arrays(self) -> dict[str, np.ndarray]:
         """Read ``arrays.safetensors``."""
         return read_arrays(self.arrays_file)
 

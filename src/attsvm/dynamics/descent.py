@@ -27,8 +27,9 @@ from attsvm.threads import threads_for
 __all__ = ["descend", "record_steps"]
 
 Progress = Callable[[int, int, float], None]
-"""Called with (step, steps, loss) at every record."""
+"""Called with (step, steps, loss) every 20 steps and at the end."""
 
+PROGRESS_EVERY = 20
 CHECKPOINT_EVERY = 500
 
 
@@ -86,7 +87,7 @@ def descend(
         A safetensors file to which the run is saved every 500 steps, and on Ctrl-C; if it exists, the run goes on from
         there, to the identical result.
     progress
-        Called with (step, steps, loss) at every record.
+        Called with (step, steps, loss) every 20 steps and at the end.
 
     Returns
     -------
@@ -135,7 +136,7 @@ def descend(
     planned = record_steps(steps, record_every)
     run = _Run(data=data, loss=rule, step=step, rate=learning_rate, steps=steps, planned=planned, parameters=start)
     if checkpoint is not None:
-        run.restore(checkpoint, fingerprint=_fingerprint(run, loss, optimizer))
+        run.restore(checkpoint, fingerprint=_fingerprint(problem, run, loss, optimizer))
     r = data.queries.shape[-1]
     with threads_for(4.0 * len(problem) * n * Q * (T * d + d * r)):
         run.go(progress)
@@ -226,14 +227,15 @@ class _Run:
                 if self.done == wanted:
                     self._record(g)
                     wanted = next(due, None)
-                    if progress is not None:
-                        progress(self.done, self.steps, float(g.loss.mean()))
+                if progress is not None and (self.done % PROGRESS_EVERY == 0 or self.done == self.steps):
+                    progress(self.done, self.steps, float(g.loss.mean()))
                 self.last = g
                 if self.done == self.steps:
-                    return
+                    break
                 self._advance(g)
-                if self.path is not None and self.done % CHECKPOINT_EVERY == 0:
+                if self.done % CHECKPOINT_EVERY == 0:
                     self.save()
+            self.save()
         except KeyboardInterrupt:
             self.save()
             raise
@@ -286,15 +288,13 @@ class _Run:
         self.records = [tuple(column[k] for column in columns) for k in range(len(columns[0]))]
 
 
-def _fingerprint(run: _Run, loss: str, optimizer: str) -> str:
+def _fingerprint(problem: TokenSelection, run: _Run, loss: str, optimizer: str) -> str:
     """A hash of all that decides the run's numbers."""
-    digest = hashlib.sha256(repr((loss, optimizer, run.rate, run.steps, run.planned, run.data.store.shape)).encode())
-    for tensor in (run.data.queries, run.data.allowed, run.data.scores, run.parameters.keys(run.data.queries)):
+    digest = hashlib.sha256(repr((loss, optimizer, run.rate, run.steps, run.planned)).encode())
+    tensors = (problem.tensors.tokens, *(part for part in run.data[1:] if part is not None), *run.parameters.tensors)
+    for tensor in tensors:
+        digest.update(repr(tuple(tensor.shape)).encode())
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    digest.update(run.data.store.logits(run.data.queries.new_ones(*run.data.queries.shape[:3], 1)
-                                        .expand(*run.data.queries.shape[:3], run.data.store.shape[-1])).cpu().numpy().tobytes())
-    for parameter in run.parameters.tensors:
-        digest.update(parameter.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -305,7 +305,6 @@ def _trajectory(problem: TokenSelection, scores: Tensor, run: _Run, parameteriza
     single = not problem.is_batch
     selected = torch.where(run.data.active, g.selected, torch.full_like(g.selected, -1))
     attention = probabilities(run.data, run.parameters.keys(run.data.queries))
-    # A query with nothing allowed selects nothing; all others select a token that they may attend to.
     columns = [torch.stack([record[i] for record in run.records], 1) for i in range(4)]
     factors = run.parameters.factors()
     stalled = run.stalled if run.stalled is not None else torch.zeros(len(problem), dtype=torch.bool)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -16,8 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from attsvm.errors import RecordError
-from attsvm.records import RunFolder
+from attsvm.records import RunFolder, write_bytes
 from attsvm.report.build import read_page
 from attsvm.report.charts import charts
 from attsvm.report.page import Page
@@ -54,7 +51,7 @@ def render_run(path: Path | str) -> Path:
     """
     target = RunFolder(path).report_file
     # A lone surrogate would have been made visible on reading; the handler only keeps a page from being lost.
-    _replace(target, render_html(read_page(path)).encode("utf-8", errors="backslashreplace"))
+    write_bytes(target, render_html(read_page(path)).encode("utf-8", errors="backslashreplace"))
     return target
 
 
@@ -149,14 +146,3 @@ def _headline(verdict: str | None) -> tuple[str, str]:
         return "This run recorded no verdict.", ""
     first, *rest = re.split(r"(?<=[.!?])\s+", verdict.strip(), maxsplit=1)
     return first, rest[0] if rest else ""
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RecordError(f"{path} could not be written: {error.strerror or error}.") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attsvm.errors import InvalidInputError
 
-__all__ = ["Array", "Kind", "as_bool", "as_float", "as_index", "is_ragged", "kind_of", "pad_ragged"]
+__all__ = ["Array", "Kind", "as_bool", "as_float", "as_index", "as_tensor", "is_ragged", "kind_of", "pad_ragged"]
 
 Array: TypeAlias = Any
 """A NumPy array, a torch tensor, or nested lists of numbers: what users may pass."""
@@ -46,7 +46,8 @@ def kind_of(value: Array) -> Kind:
     return Kind(is_torch=False, dtype=dtype, device=torch.device("cpu"))
 
 
-def _as_tensor(value: Array, name: str, where: str) -> Tensor:
+def as_tensor(value: Array, name: str, *, where: str) -> Tensor:
+    """``value`` as a tensor of its own dtype; shares its memory where it can."""
     if isinstance(value, Tensor):
         return value.detach()
     try:
@@ -57,12 +58,12 @@ def _as_tensor(value: Array, name: str, where: str) -> Tensor:
         raise InvalidInputError(f"{where}: {name} must hold numbers, got an array of {array.dtype}.")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.array(array)) if array.ndim == 0 else torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 
 def as_float(value: Array, name: str, *, where: str, device: torch.device | None = None) -> Tensor:
     """``value`` as a float32 or float64 tensor (other types become float64); complex values are refused."""
-    tensor = _as_tensor(value, name, where)
+    tensor = as_tensor(value, name, where=where)
     if tensor.is_complex():
         raise InvalidInputError(f"{where}: {name} must hold real numbers, got {tensor.dtype}.")
     if tensor.dtype not in (torch.float32, torch.float64):
@@ -72,7 +73,7 @@ def as_float(value: Array, name: str, *, where: str, device: torch.device | None
 
 def as_bool(value: Array, name: str, *, where: str, device: torch.device) -> Tensor:
     """``value`` as a boolean tensor; the integers 0 and 1 are accepted, anything else is refused."""
-    tensor = _as_tensor(value, name, where)
+    tensor = as_tensor(value, name, where=where)
     if tensor.dtype != torch.bool:
         if not bool(((tensor == 0) | (tensor == 1)).all()):
             raise InvalidInputError(f"{where}: {name} must be boolean (True = may be attended), got other values.")
@@ -82,7 +83,7 @@ def as_bool(value: Array, name: str, *, where: str, device: torch.device) -> Ten
 
 def as_index(value: Array, name: str, *, where: str, device: torch.device) -> Tensor:
     """``value`` as an int64 tensor; floats are refused even when they are whole."""
-    tensor = _as_tensor(value, name, where)
+    tensor = as_tensor(value, name, where=where)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise InvalidInputError(f"{where}: {name} must hold integers, got {tensor.dtype}.")
     return tensor.to(device=device, dtype=torch.int64)

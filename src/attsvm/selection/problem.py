@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attsvm.errors import InvalidInputError
 from attsvm.selection import geometry
-from attsvm.selection.arrays import Array, as_bool, as_float, as_index, is_ragged, kind_of, pad_ragged
+from attsvm.selection.arrays import Array, as_bool, as_float, as_index, as_tensor, is_ragged, kind_of, pad_ragged
 from attsvm.selection.duplicates import merged_tokens
 
 __all__ = ["ProblemTensors", "TokenSelection"]
@@ -140,8 +140,9 @@ class TokenSelection:
         X, real = _read_tokens(tokens, where)
         index = as_index(query, "query", where=where, device=X.device)
         T = X.shape[-2]
-        if bool(((index < -T) | (index >= T)).any()):
-            raise InvalidInputError(f"{where}: query must be a token id in [0, {T}), got {_first(index, index >= T)}.")
+        bad = (index < -T) | (index >= T)
+        if bool(bad.any()):
+            raise InvalidInputError(f"{where}: query must be a token id in [0, {T}), got {_first(index, bad)}.")
         index = torch.broadcast_to(index % T, X.shape[:-2])
         queries = torch.take_along_dim(X, index[..., None, None], -2)
         may = real if mask is None else real & as_bool(mask, "mask", where=where, device=X.device)
@@ -349,13 +350,13 @@ def _as_came(tensor: Tensor, original: Any) -> Any:
 
 
 def _first(values: Tensor, bad: Tensor) -> Any:
-    return values[bad].flatten()[0].item() if bool(bad.any()) else values.flatten()[0].item()
+    return values[bad].flatten()[0].item()
 
 
-def _place(bad: Tensor) -> str:
-    """The first True of ``bad`` in words: its first axis (after a batch axis) counts sequences."""
+def _place(bad: Tensor, X: Tensor) -> str:
+    """The first True of ``bad`` in words; its axes begin as those of ``X`` do."""
     place = bad.nonzero()[0].tolist()
-    return f"sequence {place[0]}" if len(place) < 4 else f"problem {place[0]}, sequence {place[1]}"
+    return f"sequence {place[0]}" if X.ndim == 3 else f"problem {place[0]}, sequence {place[1]}"
 
 
 def _require_finite(tensor: Tensor, name: str, where: str) -> None:
@@ -423,15 +424,15 @@ def _read_allowed(allowed: Array | None, real: Tensor, X: Tensor, Z: Tensor, whe
         may = may & _per_query(as_bool(allowed, "allowed", where=where, device=X.device), shape, "allowed", where)
     empty = ~may.any(-1).any(-1)
     if bool(empty.any()):
-        raise InvalidInputError(f"{where}: every sequence needs an allowed token, {_place(empty)} has none.")
+        raise InvalidInputError(f"{where}: every sequence needs an allowed token, {_place(empty, X)} has none.")
     return may
 
 
 def _read_selected(selected: Array, may: Tensor, X: Tensor, Z: Tensor, where: str) -> Tensor:
     T, Q = may.shape[-1], may.shape[-2]
-    values = selected if isinstance(selected, Tensor) else torch.as_tensor(_listed(selected, where))
+    values = _read_listed(selected, where)
     if values.dtype == torch.bool:
-        chosen = _per_query(values.to(X.device), tuple(may.shape), "selected", where)
+        chosen = _per_query(values.to(X.device), tuple(may.shape), "selected", where).clone()
     else:
         index = as_index(values, "selected", where=where, device=X.device)
         if Q == 1 and index.ndim == may.ndim - 2:
@@ -444,7 +445,7 @@ def _read_selected(selected: Array, may: Tensor, X: Tensor, Z: Tensor, where: st
         bad = (index < -1) | (index >= T)
         if bool(bad.any()):
             raise InvalidInputError(
-                f"{where}: selected must hold token ids in [0, {T}), got {_first(index, bad)} at {_place(bad)}. "
+                f"{where}: selected must hold token ids in [0, {T}), got {_first(index, bad)} at {_place(bad, X)}. "
                 "Ids are zero-based; -1 asks nothing."
             )
         chosen = torch.zeros(may.shape, dtype=torch.bool, device=X.device)
@@ -453,18 +454,18 @@ def _read_selected(selected: Array, may: Tensor, X: Tensor, Z: Tensor, where: st
     if bool(masked.any()):
         token = int(masked.nonzero()[0, -1])
         raise InvalidInputError(
-            f"{where}: selected tokens must be allowed, token {token} of {_place(masked)} is masked."
+            f"{where}: selected tokens must be allowed, token {token} of {_place(masked, X)} is masked."
         )
     return chosen
 
 
-def _listed(selected: Array, where: str) -> Any:
-    if is_ragged(selected):
-        return torch.stack([torch.as_tensor(item) for item in selected])
-    try:
-        return torch.as_tensor(selected)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"{where}: selected must be an array of token ids or booleans.") from error
+def _read_listed(selected: Array, where: str) -> Tensor:
+    if not is_ragged(selected):
+        return as_tensor(selected, "selected", where=where)
+    rows = [as_tensor(item, "selected", where=where) for item in selected]
+    if len({row.shape for row in rows}) > 1:
+        raise InvalidInputError(f"{where}: selected must be a rectangular array, got ragged lists.")
+    return torch.stack(rows)
 
 
 def _read_offsets(offsets: Array | None, may: Tensor, where: str) -> Tensor | None:
@@ -479,7 +480,7 @@ def _read_offsets(offsets: Array | None, may: Tensor, where: str) -> Tensor | No
 def _read_margin(margin: Array, may: Tensor, where: str) -> Tensor:
     tensor = as_float(margin, "margin", where=where, device=may.device).to(torch.float64)
     if tensor.ndim:
-        tensor = _per_query(tensor, tuple(may.shape), "margin", where)
+        tensor = _per_query(tensor, tuple(may.shape), "margin", where).clone()
     if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
         bad = ~(torch.isfinite(tensor) & (tensor >= 0))
         raise InvalidInputError(f"{where}: margin must be finite and >= 0, got {_first(tensor, bad)}.")

@@ -1,0 +1,5 @@
+"""``python -m attsvm``."""
+
+from attsvm.cli.main import run
+
+run()

@@ -1,0 +1,73 @@
+"""``attsvm``: the commands, and how errors become one sentence and an exit code.
+
+Exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 infeasible or unsupported, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from attsvm import __version__
+from attsvm.cli import report, verify
+from attsvm.cli.terminal import complain
+from attsvm.errors import AttSVMError, InfeasibleError, InvalidInputError, RecordError, UnsupportedError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="attsvm",
+    help="Which tokens attention selects, with what margin, and where training takes them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("verify")(verify.verify_command)
+app.command("report")(report.report_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"attsvm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error."""
+    if isinstance(error, InvalidInputError):
+        return 2
+    if isinstance(error, (InfeasibleError, UnsupportedError)):
+        return 3
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 1
+
+
+def run() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except (AttSVMError, RecordError) as error:
+        complain(str(error))
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt as error:
+        complain("interrupted; the same command goes on from the last checkpoint.")
+        sys.exit(exit_code(error))
+    except MemoryError:
+        complain("out of memory; use fewer sequences (--n-sequences) or shorter ones (--max-tokens).")
+        sys.exit(1)
+    except OSError as error:
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        sys.exit(1)

@@ -1,0 +1,192 @@
+"""``attsvm verify``: the main job, from labelled text to a verdict and a page."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attsvm.cli.terminal import Bars, say
+from attsvm.experiments import VerifyConfig, verify
+from attsvm.records import RunFolder, read_json
+from attsvm.report import render_run
+
+__all__ = ["verify_command"]
+
+
+class Parameterization(str, Enum):
+    """Choices of ``--parameterization``."""
+
+    W = "W"
+    KQ = "KQ"
+    both = "both"
+
+
+class Head(str, Enum):
+    """Choices of ``--head``."""
+
+    ridge = "ridge"
+    logistic = "logistic"
+
+
+class Loss(str, Enum):
+    """Choices of ``--loss``."""
+
+    logistic = "logistic"
+    exponential = "exponential"
+    correlation = "correlation"
+
+
+class Optimizer(str, Enum):
+    """Choices of ``--optimizer``."""
+
+    ngd = "ngd"
+    gd = "gd"
+
+
+class Dtype(str, Enum):
+    """Choices of ``--dtype``."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def verify_command(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="A .csv, .tsv, .jsonl or .parquet file of labelled texts, or .npz or .safetensors arrays. "
+            "Without it: the film-review sentences that ship with attsvm.",
+            show_default=False,
+        ),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts.", show_default=False)] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.", show_default=False)] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="Hugging Face encoder, id or local path; 'none' for a seeded random embedding."),
+    ] = "default",
+    layer: Annotated[int, typer.Option(help="Hidden state that gives the tokens; -1 is the last.")] = -1,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Cut longer texts. Default: what the model takes.", show_default=False)
+    ] = None,
+    d_model: Annotated[int, typer.Option(help="Dimension of the random embedding.")] = 64,
+    n_sequences: Annotated[
+        int | None,
+        typer.Option("--n-sequences", "-n", help="Sequences to use. Default: 200 texts, all arrays.", show_default=False),
+    ] = None,
+    parameterization: Annotated[
+        Parameterization, typer.Option(help="Train W, keys and queries (K, Q), or both.")
+    ] = Parameterization.both,
+    rank: Annotated[int | None, typer.Option(help="Columns of K and Q. Default: d.", show_default=False)] = None,
+    head: Annotated[Head, typer.Option(help="How the linear head is fitted on pooled tokens.")] = Head.ridge,
+    loss: Annotated[Loss, typer.Option(help="Loss of the signed output.")] = Loss.logistic,
+    optimizer: Annotated[Optimizer, typer.Option(help="Normalised or plain gradient descent.")] = Optimizer.ngd,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Step size.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 3000,
+    tol: Annotated[float, typer.Option(help="Relative gap of the max-margin solutions.")] = 1e-6,
+    seed: Annotated[int, typer.Option(help="Of the choice of sequences and the start.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Texts that are embedded at once.")] = 32,
+    device: Annotated[str, typer.Option(help="Device of the encoder.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the encoder.")] = Dtype.float32,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Run folder. Default: a new one in runs/.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the records of an earlier run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no verdict.")] = False,
+) -> None:
+    """Train attention on labelled data and see whether it goes where the max-margin theory says.
+
+    Trains one attention layer, solves the Frobenius- and nuclear-norm SVM of the tokens that it selects, and writes
+    a run folder with report.html. A run that was interrupted goes on when the same command is given again.
+    """
+    names = {"W": ("W",), "KQ": ("KQ",), "both": ("W", "KQ")}
+    config = VerifyConfig.checked(
+        data=data,
+        text_column=text_column,
+        label_column=label_column,
+        model=model,
+        layer=layer,
+        max_tokens=max_tokens,
+        d_model=d_model,
+        n_sequences=n_sequences,
+        parameterizations=names[parameterization.value],
+        rank=rank,
+        head=head.value,
+        loss=loss.value,
+        optimizer=optimizer.value,
+        learning_rate=learning_rate,
+        steps=steps,
+        tol=tol,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype.value,
+    )
+    folder = RunFolder(output_dir if output_dir is not None else _free_folder(config))
+    with Bars(quiet=quiet) as bars:
+        result = verify(config, folder, command=_command(), overwrite=overwrite, progress=bars.tell)
+    page = render_run(folder.path)
+    if as_json:
+        print(json.dumps({**read_json(folder.result_file), "run": str(folder.path)}, ensure_ascii=False))
+    if not quiet:
+        say(_summary(result, page))
+
+
+def _command() -> str:
+    """The command line as it can be typed again."""
+    return shlex.join(["attsvm", *sys.argv[1:]])
+
+
+def _free_folder(config: VerifyConfig) -> Path:
+    """``runs/NAME``, or ``runs/NAME-2`` and so on past finished runs and runs with other settings."""
+    name = Path(config.data).stem if config.data else "movie-reviews"
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() or _can_go_on(RunFolder(path), config):
+            return path
+    raise AssertionError("itertools.count ended")
+
+
+def _can_go_on(folder: RunFolder, config: VerifyConfig) -> bool:
+    """Whether the folder holds an unfinished run with these settings."""
+    if folder.is_complete or not folder.config_file.exists():
+        return False
+    record = read_json(folder.config_file)
+    return isinstance(record, dict) and record.get("config") == config.model_dump(mode="json")
+
+
+def _summary(result: dict[str, Any], page: Path) -> str:
+    """The short verdict for people."""
+    data = result["data"]
+    lines = [
+        "",
+        f"{result['n_sequences']} sequences, {result['n_constraints']} constraints, d = {result['d_model']}"
+        + (f"; {data['n_truncated']} texts cut to the model's length" if data["n_truncated"] else "")
+        + (f"; {data['n_skipped']} rows without text or label skipped" if data["n_skipped"] else ""),
+        "",
+        result["verdict"],
+        "",
+    ]
+    for name, one in result["parameterizations"].items():
+        lines.append(
+            f"  {name:<3} correlation {_number(one['correlation'])} with {one['norm']}, "
+            f"{_number(one['correlation_other'])} with {one['norm_other']};  {one['status']}, gap {one['gap']:.1e}, "
+            f"{one['n_support']} support tokens, rank {one['rank']};  attention {one['attention_mass']:.4f}, "
+            f"{one['verdict']}"
+        )
+    lines += ["", f"Report: {page}"]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None or value != value else f"{value:.4f}"
