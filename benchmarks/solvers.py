@@ -70,7 +70,9 @@ def main() -> None:
         for side in ("ours", "peer"):
             r = row[side]
             tail = f"{row['ratio']:>7.1f}x{row['target']:>7}x" if side == "peer" else ""
-            print(f"{r['solver']:<52}{r['status']:<12}{r['objective']:>14.8f}{r['gap']:>10.1e}{r['seconds']:>10.4f}{tail}")
+            print(
+                f"{r['solver']:<52}{r['status']:<12}{r['objective']:>14.8f}{r['gap']:>10.1e}{r['seconds']:>10.4f}{tail}"
+            )
     print(f"written: {arguments.json}")
 
 

@@ -77,7 +77,9 @@ def _inline(translator, node) -> None:  # type: ignore[no-untyped-def]
 
 
 def _block(translator, node) -> None:  # type: ignore[no-untyped-def]
-    translator.body.append(f'<div class="math" style="overflow: auto hidden; padding: 0.3em 0">{_mathml(node, "block")}</div>')
+    translator.body.append(
+        f'<div class="math" style="overflow: auto hidden; padding: 0.3em 0">{_mathml(node, "block")}</div>'
+    )
     raise SkipNode
 
 

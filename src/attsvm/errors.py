@@ -36,21 +36,21 @@ class RecordError(AttSVMError):
     """A run folder or one of its files is missing, damaged, foreign or in use."""
 
 
-class _WithSolution(AttSVMError):
+class _SolutionError(AttSVMError):
     """An error that carries what was computed before it was raised."""
 
     def __init__(self, message: str, solution: Solution) -> None:
         super().__init__(message)
         self.solution = solution
 
-    def __reduce__(self) -> tuple[type[_WithSolution], tuple[str, Solution]]:
+    def __reduce__(self) -> tuple[type[_SolutionError], tuple[str, Solution]]:
         # Exceptions cross process borders by pickling their arguments; the default forgets the solution.
         return type(self), (str(self), self.solution)
 
 
-class InfeasibleError(_WithSolution):
+class InfeasibleError(_SolutionError):
     """No key-query matrix separates the selected tokens; ``solution.ray`` proves it."""
 
 
-class NotConvergedError(_WithSolution):
+class NotConvergedError(_SolutionError):
     """A limit or an interrupt came before the tolerance; ``solution`` is the best one found."""

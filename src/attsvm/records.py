@@ -246,29 +246,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
     write_bytes(path, save(contiguous, metadata=dict(metadata) if metadata else None))
 
 
-def read_arrays(self) -> dict[str, np.ndarray]:
-        """Read ``arrays.safetensors``."""
-        return read_arrays(self.arrays_file)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named arrays to a safetensors file, in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in arrays.items()},
-            temporary,
-            metadata=dict(metadata) if metadata else None,
-        )
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RecordError(f"{path} could not be written: {error}.") from error
-
-
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read a safetensors file of arrays.
 

@@ -86,9 +86,7 @@ NAMED: dict[str, Named] = {
     "two orthogonal rows of one query": Named(
         build=lambda: select([[O, [-1.0, 0.0], [0.0, -1.0]]], [E1], [0]), fro=math.sqrt(2), nuc=math.sqrt(2)
     ),
-    "the identity matrix": Named(
-        build=lambda: select([[E1, O], [E2, O]], [E1, E2], [0, 0]), fro=math.sqrt(2), nuc=2.0
-    ),
+    "the identity matrix": Named(build=lambda: select([[E1, O], [E2, O]], [E1, E2], [0, 0]), fro=math.sqrt(2), nuc=2.0),
     "a margin for each token": Named(
         build=lambda: select([[O, [-1.0, 0.0], [0.0, -1.0]]], [E1], [0], margin=np.array([[[1.0, 3.0, 4.0]]])),
         fro=5.0,
@@ -103,9 +101,7 @@ NAMED: dict[str, Named] = {
     "collinear, the middle is selected": Named(
         build=lambda: select([[O, E1, [2.0, 0.0]]], [E1], [1]), fro=math.inf, nuc=math.inf
     ),
-    "opposite wishes": Named(
-        build=lambda: select([[E1, O], [O, E1]], [E1, E1], [0, 0]), fro=math.inf, nuc=math.inf
-    ),
+    "opposite wishes": Named(build=lambda: select([[E1, O], [O, E1]], [E1, E1], [0, 0]), fro=math.inf, nuc=math.inf),
     "zero query": Named(build=lambda: select([[E1, O], [E1, O]], [E1, O], [0, 0]), fro=math.inf, nuc=math.inf),
     "one token": Named(build=lambda: select([[E1]], [E1], [0]), fro=0.0, nuc=0.0),
     "all tokens identical": Named(build=lambda: select([[E1, E1, E1]], [E1], [1]), fro=0.0, nuc=0.0),
@@ -124,9 +120,7 @@ NAMED: dict[str, Named] = {
         build=lambda: select([[E1, O]], [E1], [0], offsets=np.array([[2.0, 0.0]])), fro=0.0, nuc=0.0
     ),
     "a tie against an offset": Named(
-        build=lambda: select(
-            [[E1, O]], [E1], [[[True, True]]], offsets=np.array([[0.0, 2.0]])
-        ),
+        build=lambda: select([[E1, O]], [E1], [[[True, True]]], offsets=np.array([[0.0, 2.0]])),
         fro=2.0,
         nuc=2.0,
     ),

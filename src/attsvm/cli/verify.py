@@ -6,9 +6,8 @@ import itertools
 import json
 import shlex
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,44 +17,6 @@ from attsvm.records import RunFolder, read_json
 from attsvm.report import render_run
 
 __all__ = ["verify_command"]
-
-
-class Parameterization(str, Enum):
-    """Choices of ``--parameterization``."""
-
-    W = "W"
-    KQ = "KQ"
-    both = "both"
-
-
-class Head(str, Enum):
-    """Choices of ``--head``."""
-
-    ridge = "ridge"
-    logistic = "logistic"
-
-
-class Loss(str, Enum):
-    """Choices of ``--loss``."""
-
-    logistic = "logistic"
-    exponential = "exponential"
-    correlation = "correlation"
-
-
-class Optimizer(str, Enum):
-    """Choices of ``--optimizer``."""
-
-    ngd = "ngd"
-    gd = "gd"
-
-
-class Dtype(str, Enum):
-    """Choices of ``--dtype``."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
 
 
 def verify_command(
@@ -80,22 +41,30 @@ def verify_command(
     d_model: Annotated[int, typer.Option(help="Dimension of the random embedding.")] = 64,
     n_sequences: Annotated[
         int | None,
-        typer.Option("--n-sequences", "-n", help="Sequences to use. Default: 200 texts, all arrays.", show_default=False),
+        typer.Option(
+            "--n-sequences", "-n", help="Sequences to use. Default: 200 texts, all arrays.", show_default=False
+        ),
     ] = None,
     parameterization: Annotated[
-        Parameterization, typer.Option(help="Train W, keys and queries (K, Q), or both.")
-    ] = Parameterization.both,
+        Literal["W", "KQ", "both"], typer.Option(help="Train W, keys and queries (K, Q), or both.")
+    ] = "both",
     rank: Annotated[int | None, typer.Option(help="Columns of K and Q. Default: d.", show_default=False)] = None,
-    head: Annotated[Head, typer.Option(help="How the linear head is fitted on pooled tokens.")] = Head.ridge,
-    loss: Annotated[Loss, typer.Option(help="Loss of the signed output.")] = Loss.logistic,
-    optimizer: Annotated[Optimizer, typer.Option(help="Normalised or plain gradient descent.")] = Optimizer.ngd,
+    head: Annotated[
+        Literal["ridge", "logistic"], typer.Option(help="How the linear head is fitted on pooled tokens.")
+    ] = "ridge",
+    loss: Annotated[
+        Literal["logistic", "exponential", "correlation"], typer.Option(help="Loss of the signed output.")
+    ] = "logistic",
+    optimizer: Annotated[Literal["ngd", "gd"], typer.Option(help="Normalised or plain gradient descent.")] = "ngd",
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Step size.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 3000,
     tol: Annotated[float, typer.Option(help="Relative gap of the max-margin solutions.")] = 1e-6,
     seed: Annotated[int, typer.Option(help="Of the choice of sequences and the start.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Texts that are embedded at once.")] = 32,
     device: Annotated[str, typer.Option(help="Device of the encoder.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Number format of the encoder.")] = Dtype.float32,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Number format of the encoder.")
+    ] = "float32",
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Run folder. Default: a new one in runs/.", show_default=False),
@@ -119,18 +88,18 @@ def verify_command(
         max_tokens=max_tokens,
         d_model=d_model,
         n_sequences=n_sequences,
-        parameterizations=names[parameterization.value],
+        parameterizations=names[parameterization],
         rank=rank,
-        head=head.value,
-        loss=loss.value,
-        optimizer=optimizer.value,
+        head=head,
+        loss=loss,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         steps=steps,
         tol=tol,
         seed=seed,
         batch_size=batch_size,
         device=device,
-        dtype=dtype.value,
+        dtype=dtype,
     )
     folder = RunFolder(output_dir if output_dir is not None else _free_folder(config))
     with Bars(quiet=quiet) as bars:

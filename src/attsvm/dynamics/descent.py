@@ -183,7 +183,10 @@ def _prepare(problem: TokenSelection, scores: Array) -> tuple[Data, Tensor | Non
         None if part is None else part if problem.is_batch else part.unsqueeze(0)
         for part in (t.tokens, t.queries, t.allowed, t.offsets, checked)
     )
-    assert tokens is not None and queries is not None and allowed is not None and values is not None
+    assert tokens is not None
+    assert queries is not None
+    assert allowed is not None
+    assert values is not None
     X, Z = tokens.to(torch.float64), queries.to(torch.float64)
     active = allowed.any(-1)
     Z = torch.where(active.unsqueeze(-1), Z, torch.zeros_like(Z))

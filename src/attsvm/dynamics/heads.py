@@ -55,7 +55,8 @@ def fit_head(pooled: Tensor, labels: Tensor, *, method: str = "ridge", strength:
     penalty = strength * float(P.square().sum()) / n / d / n**0.5
     eye = torch.eye(d, dtype=torch.float64, device=P.device)
     if method == "ridge":
-        return torch.linalg.solve(P.T @ P / n + penalty * eye, P.T @ Y / n)
+        ridge: Tensor = torch.linalg.solve(P.T @ P / n + penalty * eye, P.T @ Y / n)
+        return ridge
     v = torch.zeros(d, dtype=torch.float64, device=P.device)
     for _ in range(100):
         chance = torch.sigmoid(-Y * (P @ v))

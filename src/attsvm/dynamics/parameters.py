@@ -24,7 +24,8 @@ def query_basis(queries: Tensor) -> Tensor | None:
     flat = queries.flatten(1, 2)
     if flat.shape[1] >= flat.shape[2]:
         return None
-    return torch.linalg.qr(flat.mT)[0]
+    basis: Tensor = torch.linalg.qr(flat.mT)[0]
+    return basis
 
 
 @dataclass(frozen=True, kw_only=True)

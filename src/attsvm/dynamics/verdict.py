@@ -90,5 +90,8 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
         )
     why = "there is no solution to judge it by" if local is None else "some support token scores as high or higher"
     return Verdict(
-        kind="neither", reason=f"{missed}, and {why}.{hesitant}", fraction_globally_optimal=fraction, locally_optimal=local
+        kind="neither",
+        reason=f"{missed}, and {why}.{hesitant}",
+        fraction_globally_optimal=fraction,
+        locally_optimal=local,
     )

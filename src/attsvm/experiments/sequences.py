@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,9 +113,7 @@ def _from_text(data: LabelledText, config: VerifyConfig, progress: Callable[[int
     )
 
 
-def _embed(
-    data: LabelledText, config: VerifyConfig, progress: Callable[[int, int], None] | None
-) -> EmbeddedText:
+def _embed(data: LabelledText, config: VerifyConfig, progress: Callable[[int, int], None] | None) -> EmbeddedText:
     if config.model == "none":
         return random_embedding(
             data.texts, d_model=config.d_model, seed=config.seed, max_tokens=config.max_tokens or 512

@@ -1,12 +1,12 @@
-"""What W and the duals prove, recomputed in float64 from the problem alone.
+r"""What W and the duals prove, recomputed in float64 from the problem alone.
 
 This module is the judge: it knows the problem, a matrix and multipliers, and nothing of how they were found.
-With rows $r$ over queries and dropped tokens, $A_r = (x_a - x_t) z^\\top$ and $c_r$ the margin asked for less
+With rows $r$ over queries and dropped tokens, $A_r = (x_a - x_t) z^\top$ and $c_r$ the margin asked for less
 the offset difference $b_a - b_t$,
 
-* any W with $\\langle A_r, W\\rangle \\ge c_r$ for all r gives the upper bound $\\|W\\|$;
-* any $\\lambda \\ge 0$ gives the lower bound $\\sum \\lambda_r c_r / \\|\\sum \\lambda_r A_r\\|_*$;
-* $\\lambda \\ge 0$ with $\\sum \\lambda_r A_r = 0$ and $\\sum \\lambda_r c_r > 0$ proves that no W exists.
+* any W with $\langle A_r, W\rangle \ge c_r$ for all r gives the upper bound $\|W\|$;
+* any $\lambda \ge 0$ gives the lower bound $\sum \lambda_r c_r / \|\sum \lambda_r A_r\|_*$;
+* $\lambda \ge 0$ with $\sum \lambda_r A_r = 0$ and $\sum \lambda_r c_r > 0$ proves that no W exists.
 
 Where a query selects several tokens, the row is taken for the first of them, and the ties of the others to it
 are rows with multipliers of either sign.
@@ -161,7 +161,8 @@ def row_sizes(t: ProblemTensors) -> Tensor:
     for q in range(Q):
         own = torch.take_along_dim(t.tokens, first[:, q, None, None], -2)
         sizes[:, q] = torch.linalg.vector_norm(t.tokens - own, dim=-1)
-    return sizes * torch.linalg.vector_norm(t.queries, dim=-1, keepdim=True)
+    query_sizes: Tensor = torch.linalg.vector_norm(t.queries, dim=-1, keepdim=True)
+    return sizes * query_sizes
 
 
 def _weights(t: ProblemTensors, duals: Array, equality_duals: Array | None, where: str) -> tuple[Tensor, Tensor]:

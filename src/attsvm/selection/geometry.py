@@ -214,4 +214,5 @@ def score_cone_margin(problem: ProblemTensors, scores: Tensor, W: Tensor) -> Ten
     least = values.masked_fill(~low, math.inf).amin(-1)
     most = values.masked_fill(~high, -math.inf).amax(-1)
     depth = (least - most).flatten(-2).amin(-1)
-    return depth / torch.linalg.vector_norm(W, dim=(-2, -1))
+    size: Tensor = torch.linalg.vector_norm(W, dim=(-2, -1))
+    return depth / size

@@ -18,7 +18,7 @@ __all__ = ["combine", "sweep", "values"]
 _FAST = {"reassoc", "contract"}
 
 
-@njit(cache=True, fastmath=_FAST, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, fastmath=_FAST, nogil=True)
 def _sweep(X, Z, sequence, first, start, token, tie, rhs, square, W, dual, order, passes, u, g):  # type: ignore[no-untyped-def]
     p, q = W.shape
     for b in order:
@@ -63,7 +63,7 @@ def _sweep(X, Z, sequence, first, start, token, tie, rhs, square, W, dual, order
                     W[k, j] += g[k] * Z[b, j]
 
 
-@njit(cache=True, fastmath=_FAST, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, fastmath=_FAST, nogil=True)
 def _values(X, Z, sequence, first, start, token, W, out, u):  # type: ignore[no-untyped-def]
     p, q = W.shape
     for b in range(len(sequence)):
@@ -81,7 +81,7 @@ def _values(X, Z, sequence, first, start, token, W, out, u):  # type: ignore[no-
             out[r] = value
 
 
-@njit(cache=True, fastmath=_FAST, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, fastmath=_FAST, nogil=True)
 def _combine(X, Z, sequence, first, start, token, dual, W, g):  # type: ignore[no-untyped-def]
     p, q = W.shape
     W[:] = 0.0

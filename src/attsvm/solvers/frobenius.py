@@ -38,7 +38,8 @@ def frobenius_iterates(rows: Rows, *, start: Floats | None = None, method: str =
         W = coordinate.combine(rows, dual)
         yield Iterate(W=W, dual=dual.copy(), step=sweeps)
         if method == "auto" and _newton_pays(rows, dual, sweeps):
-            for W, dual in _newton_rounds(rows, W, dual):
+            for newton_W, newton_dual in _newton_rounds(rows, W, dual):
+                W, dual = newton_W, newton_dual
                 sweeps += 1
                 yield Iterate(W=W, dual=dual.copy(), step=sweeps)
         chunk = max(4, sweeps // 4)
@@ -53,7 +54,7 @@ def _newton_pays(rows: Rows, dual: Floats, sweeps: int) -> bool:
     sweep = 4.0 * p * (q * len(rows.sequence) + 2.0 * rows.n_rows)
     # Coordinate descent runs at about a quarter of the speed of dense factorisations.
     newton = 4.0 * (k**3 / 3.0 + k * k * (p + q))
-    return 4.0 * sweeps * sweep >= newton
+    return bool(4.0 * sweeps * sweep >= newton)
 
 
 def _newton_rounds(rows: Rows, W: Floats, dual: Floats) -> Iterator[tuple[Floats, Floats]]:

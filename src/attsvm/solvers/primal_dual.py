@@ -90,7 +90,8 @@ def shrink(M: Tensor, threshold: float) -> Tensor:
     """Soft threshold of the singular values of ``M`` (p, q): the proximal map of the nuclear norm."""
     U, s, Vh = torch.linalg.svd(M, full_matrices=False)
     kept = int((s > threshold).sum())
-    return (U[:, :kept] * (s[:kept] - threshold)) @ Vh[:kept]
+    shrunk: Tensor = (U[:, :kept] * (s[:kept] - threshold)) @ Vh[:kept]
+    return shrunk
 
 
 def nuclear_iterates(rows: Rows, *, W: Floats, dual: Floats, check_every: int = 20) -> Iterator[Iterate]:

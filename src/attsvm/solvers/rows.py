@@ -101,7 +101,7 @@ class Rows:
     def gather(self, duals: Floats, equality_duals: Floats) -> Floats:
         """The inverse of :meth:`scatter`: (n, Q, T) multipliers as row weights (R,)."""
         index = tuple(self.place)
-        return np.where(self.tie, equality_duals[index], np.maximum(duals[index], 0.0))
+        return np.asarray(np.where(self.tie, equality_duals[index], np.maximum(duals[index], 0.0)))
 
 
 def _basis(vectors: Floats) -> Floats | None:

@@ -17,8 +17,8 @@ from attsvm.selection.norms import Norm, check_norm, dual_norm
 from attsvm.selection.problem import TokenSelection
 from attsvm.solvers.frobenius import frobenius_iterates
 from attsvm.solvers.loop import Outcome, Progress, run_loop
-from attsvm.solvers.primal_dual import nuclear_iterates
 from attsvm.solvers.newton import MAX_WORKING_SET
+from attsvm.solvers.primal_dual import nuclear_iterates
 from attsvm.solvers.rows import Floats, Rows, compile_rows
 from attsvm.solvers.solution import Ray, Solution, Status
 from attsvm.solvers.splitting import splitting_iterates

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from attsvm.solvers import coordinate
 from attsvm.solvers.loop import Iterate
 from attsvm.solvers.newton import MAX_WORKING_SET, WorkingSet, project
 from attsvm.solvers.primal_dual import shrink

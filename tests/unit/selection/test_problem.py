@@ -171,7 +171,13 @@ def test_from_scores_keeps_the_best_allowed_token_the_first_of_equals(X: Any, Z:
 def test_arrays_come_back_as_they_came(X: Any, Z: Any, convert: Any, dtype: Any) -> None:
     tokens, queries = convert(X.astype(dtype)), convert(Z.astype(dtype))
     problem = TokenSelection(tokens, queries, [0] * n, offsets=np.zeros((n, T)))
-    for value in (problem.tokens, problem.queries, problem.offsets, problem.logits(np.eye(d)), problem.margins(np.eye(d))):
+    for value in (
+        problem.tokens,
+        problem.queries,
+        problem.offsets,
+        problem.logits(np.eye(d)),
+        problem.margins(np.eye(d)),
+    ):
         assert type(value) is type(tokens)
         assert value.dtype == tokens.dtype
     assert type(problem.selected) is type(problem.merged) is type(tokens)
@@ -383,7 +389,9 @@ def test_scores_are_checked() -> None:
         TokenSelection.from_scores(good_X, good_Z, np.zeros((2, 4)))
 
 
-@pytest.mark.parametrize("W, message", [(np.eye(3), r"W must have shape \(4, 4\)"), (np.full((4, 4), np.nan), "finite")])
+@pytest.mark.parametrize(
+    "W, message", [(np.eye(3), r"W must have shape \(4, 4\)"), (np.full((4, 4), np.nan), "finite")]
+)
 def test_matrices_are_checked(W: Any, message: str) -> None:
     problem = TokenSelection(good_X, good_Z, [0, 0])
     for method in (problem.logits, problem.margins):
