@@ -15,7 +15,7 @@ import pytest
 
 from attsvm.errors import AttSVMError, InvalidInputError, RecordError
 from attsvm.report import read_page, render_run
-from attsvm.report.build import histogram, significant
+from attsvm.report.build import histogram, joined_tokens, significant
 from attsvm.report.charts import charts
 from attsvm.report.text import number, percent, telling_digits, visible, visible_token
 from report.fake_run import HOSTILE, Change, WriteRun, make_hostile, make_infeasible
@@ -89,7 +89,7 @@ def test_verdict_and_numbers_are_readable_without_scripts(write_run: WriteRun) -
     shown = words(read(write_run()))
     for part in (
         "Training moved both W and (K, Q) in the direction of their max-margin token separators.",
-        "0.962 correlation with its max-margin solution",
+        "0.9620 correlation with its max-margin solution",
         "attention on selected 99.8 %",
         "gap of the bounds 3.10 × 10⁻⁷",
         "attsvm verify --seed 0 --output-dir runs/movie-reviews",
@@ -408,3 +408,8 @@ def test_figures_draw_into_the_axes_they_are_given(write_run: WriteRun) -> None:
     with pytest.raises(InvalidInputError, match="infeasible"):
         plot_margins(blocked)
     assert issubclass(InvalidInputError, AttSVMError)
+
+
+def test_tokens_that_continue_a_word_are_joined_to_it() -> None:
+    assert joined_tokens("It's fine, ok", ["[CLS]", "It", "'", "s", "fine", ",", "ok", "[SEP]"]) == [2, 3, 5]
+    assert joined_tokens("", ["0", "1", "2"]) == []

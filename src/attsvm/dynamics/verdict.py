@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attsvm.selection.geometry import is_locally_optimal
+from attsvm.selection.geometry import rival_tokens
 from attsvm.selection.problem import TokenSelection
 from attsvm.solvers.solution import Solution, Status
 
@@ -70,8 +70,10 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
             locally_optimal=None,
         )
     local: bool | None = None
+    rivals = 0
     if solution.upper_bound < float("inf"):
-        local = bool(is_locally_optimal(t, scores, problem.matrix(solution.W, "verdict").double()))
+        rivals = int(rival_tokens(t, scores, problem.matrix(solution.W, "verdict").double()).sum())
+        local = rivals == 0
     hesitant = "" if mass > 0.9 else f" The run is not finished: the selected tokens hold {mass:.0%} of the attention."
     if count == total:
         return Verdict(
@@ -88,7 +90,10 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
             fraction_globally_optimal=fraction,
             locally_optimal=True,
         )
-    why = "there is no solution to judge it by" if local is None else "some support token scores as high or higher"
+    why = "there is no solution to judge it by"
+    if local is False:
+        these = "1 support token scores" if rivals == 1 else f"{rivals} support tokens score"
+        why = f"{these} at least as high as the token selected in its place, so training may yet move on"
     return Verdict(
         kind="neither",
         reason=f"{missed}, and {why}.{hesitant}",

@@ -188,5 +188,5 @@ def _one_sentence(name: str, finding: Finding) -> str:
     how = "went where" if value >= AGREES else "approaches the direction that" if value >= APPROACHES else None
     share = f"{finding.verdict.fraction_globally_optimal:.0%} of the sequences ended on their best-scoring token"
     if how is None:
-        return f"Training {who} did not go where the {svm} says: correlation {value:.3f}; {share}."
-    return f"Training {who} {how} the {svm} says: correlation {value:.3f}; {share}."
+        return f"Training {who} did not go where the {svm} says: correlation {value:.4f}; {share}."
+    return f"Training {who} {how} the {svm} says: correlation {value:.4f}; {share}."

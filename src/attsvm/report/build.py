@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,29 @@ def _sentences(result: VerifyResult, arrays: Arrays) -> list[Sentence]:
             n_tokens=length if sequence.n_tokens is None else sequence.n_tokens,
             scores=scores[row],
             masked=[] if allowed is None else np.flatnonzero(~allowed[row, :length].astype(bool)).tolist(),
+            joined=joined_tokens(sequence.text, sequence.tokens),
         )
         for row, (sequence, length) in enumerate(zip(result.sequences, lengths, strict=True))
     ]
+
+
+def joined_tokens(text: str, tokens: Sequence[str]) -> list[int]:
+    """Positions of the tokens that stand in the text right behind the token before them, with no space between.
+
+    Examples
+    --------
+    >>> joined_tokens("a monotonous film", ["[CLS]", "a", "mono", "ton", "ous", "film"])
+    [3, 4]
+    """
+    joined, end = [], -1
+    for position, token in enumerate(tokens):
+        place = text.find(token, max(end, 0)) if token else -1
+        if place < 0:
+            continue  # special tokens do not stand in the text
+        if place == end:
+            joined.append(position)
+        end = place + len(token)
+    return joined
 
 
 def _position(index: int | None, length: int) -> int | None:

@@ -35,6 +35,8 @@ class Sentence:
         Label score of each token (Y v^T x); the optimal token has the highest.
     masked
         Positions that may not be attended.
+    joined
+        Positions of tokens that continue the word of the token before them.
     """
 
     text: str
@@ -44,6 +46,7 @@ class Sentence:
     n_tokens: int
     scores: Numbers
     masked: list[int]
+    joined: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ __all__ = [
     "is_locally_optimal",
     "logits",
     "margins",
+    "rival_tokens",
     "score_cone_margin",
     "support_tokens",
     "token_scores",
@@ -135,6 +136,12 @@ def support_tokens(problem: ProblemTensors, W: Tensor, *, tolerance: float = SUP
     return margins(problem, W) <= problem.margin + tolerance
 
 
+def rival_tokens(problem: ProblemTensors, scores: Tensor, W: Tensor, *, tolerance: float = SUPPORT_TOLERANCE) -> Tensor:
+    """Support tokens (…, n, Q, T) that score at least as high as the selected token of their query."""
+    lowest = scores.masked_fill(~problem.selected, math.inf).amin(-1, keepdim=True)
+    return support_tokens(problem, W, tolerance=tolerance) & (scores >= lowest)
+
+
 def is_locally_optimal(
     problem: ProblemTensors, scores: Tensor, W: Tensor, *, tolerance: float = SUPPORT_TOLERANCE
 ) -> Tensor:
@@ -161,9 +168,7 @@ def is_locally_optimal(
     Tarzanagh, Li, Thrampoulidis, Oymak. "Transformers as Support Vector Machines", 2023. arXiv:2308.16898,
     definition of locally-optimal tokens.
     """
-    lowest = scores.masked_fill(~problem.selected, math.inf).amin(-1, keepdim=True)
-    rivals = support_tokens(problem, W, tolerance=tolerance) & (scores >= lowest)
-    return ~rivals.flatten(-3).any(-1)
+    return ~rival_tokens(problem, scores, W, tolerance=tolerance).flatten(-3).any(-1)
 
 
 def in_cone(W: Array, direction: Array, *, mu: float, radius: float = 0.0) -> bool:

@@ -82,7 +82,7 @@ function tokenButton(i, t, tabbable) {
   const spoken = found.length ? el('span', { class: 'unseen' }, ` (${found.map((state) => STATE_WORDS[state]).join(', ')})`) : null;
   const show = (event) => tooltip.show(event.currentTarget, tokenDetails(i, t));
   return el('button', {
-    type: 'button', class: ['token', ...found.map((state) => `t-${state}`)].join(' '), tabindex: tabbable ? '0' : '-1', 'data-t': String(t),
+    type: 'button', class: ['token', ...(data.sentences[i].joined.includes(t) ? ['joined'] : []), ...found.map((state) => `t-${state}`)].join(' '), tabindex: tabbable ? '0' : '-1', 'data-t': String(t),
     pointerenter: show, pointerleave: () => tooltip.hideSoon(), focus: show, click: show, blur: () => tooltip.hide(),
   }, ...marks, el('bdi', {}, text), spoken);
 }
