@@ -76,4 +76,5 @@ class VerifyConfig(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = "--" + str(first["loc"][0]).replace("_", "-")
-            raise InvalidInputError(f"verify: {name}: {first['msg']}, got {first['input']!r}.") from error
+            wanted = first["msg"].replace("Input should be", "must be")
+            raise InvalidInputError(f"verify: {name} {wanted}, got {first['input']!r}.") from error

@@ -185,7 +185,7 @@ def _one_sentence(name: str, finding: Finding) -> str:
     value = finding.correlation[-1]
     if not np.isfinite(value):
         return f"Training {who} left nothing to compare: the matrix or its SVM solution is zero."
-    how = "went where" if value >= AGREES else "approaches the direction that" if value >= APPROACHES else None
+    how = "went where" if value >= AGREES else "is on its way to where" if value >= APPROACHES else None
     share = f"{finding.verdict.fraction_globally_optimal:.0%} of the sequences ended on their best-scoring token"
     if how is None:
         return f"Training {who} did not go where the {svm} says: correlation {value:.4f}; {share}."

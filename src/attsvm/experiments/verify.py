@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from attsvm.dynamics import Trajectory, descend, fit_head, pool
-from attsvm.errors import InvalidInputError, RecordError
+from attsvm.errors import AttSVMError, InvalidInputError, RecordError
 from attsvm.experiments.config import VerifyConfig
 from attsvm.experiments.sequences import Sequences, load_sequences
 from attsvm.experiments.summary import Finding, arrays_of, metrics_of, result_of, summarize
@@ -68,6 +68,7 @@ def verify(
     KeyboardInterrupt
         On Ctrl-C, after a checkpoint was written.
     """
+    is_new = not folder.path.exists()
     _claim(folder, config, overwrite)
     with folder.lock():
         began = time.monotonic()
@@ -77,7 +78,12 @@ def verify(
         about |= {"versions": versions, "commit": source_commit(), "created": created}
         folder.write_config({**about, "config": config.model_dump(mode="json")})
         report = progress or (lambda task, done, total, note: None)
-        sequences = load_sequences(config, progress=lambda done, total: report("embed", done, total, ""))
+        try:
+            sequences = load_sequences(config, progress=lambda done, total: report("embed", done, total, ""))
+        except AttSVMError:
+            if is_new:  # nothing was computed: a mistake in the command leaves no folder behind
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
         embedded = time.monotonic()
         problem, scores = _problem(sequences, config)
         runs = _run_all(problem, scores, config, folder, report)

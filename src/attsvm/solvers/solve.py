@@ -253,7 +253,9 @@ def _warm(rows: Rows, problem: TokenSelection, warm: Solution | None) -> tuple[F
         raise InvalidInputError(f"solve: warm_start must have duals of shape {shape}, got {duals.shape}.")
     ties = as_float(warm.equality_duals, "warm_start.equality_duals", where="solve").cpu().double().numpy()
     W = as_float(warm.W, "warm_start.W", where="solve").cpu().double().numpy()
-    return rows.gather(duals, ties), rows.reduce(W)
+    start, matrix = rows.gather(duals, ties), rows.reduce(W)
+    # An empty solution, such as an early interrupt leaves, is no place to begin.
+    return (start, matrix) if np.any(start) and np.any(matrix) else (None, None)
 
 
 def _finish(
