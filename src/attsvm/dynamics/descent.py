@@ -21,7 +21,8 @@ from attsvm.dynamics.trajectory import Trajectory
 from attsvm.errors import AttSVMError, InvalidInputError, RecordError, UnsupportedError
 from attsvm.records import read_arrays, write_arrays
 from attsvm.selection.arrays import Array
-from attsvm.selection.problem import TokenSelection, read_scores
+from attsvm.selection.problem import TokenSelection
+from attsvm.selection.reading import read_scores
 from attsvm.threads import threads_for
 
 __all__ = ["descend", "record_steps"]

@@ -9,8 +9,20 @@ from torch import Tensor
 
 from attsvm.errors import InvalidInputError
 from attsvm.selection import geometry
-from attsvm.selection.arrays import Array, as_bool, as_float, as_index, as_tensor, is_ragged, kind_of, pad_ragged
+from attsvm.selection.arrays import Array, as_bool, as_float, as_index, kind_of
 from attsvm.selection.duplicates import merged_tokens
+from attsvm.selection.reading import (
+    as_came,
+    first,
+    read_allowed,
+    read_margin,
+    read_offsets,
+    read_queries,
+    read_scores,
+    read_selected,
+    read_tokens,
+    require_finite,
+)
 
 __all__ = ["ProblemTensors", "TokenSelection"]
 
@@ -92,21 +104,21 @@ class TokenSelection:
     ) -> None:
         where = "TokenSelection"
         self.kind = kind_of(tokens)
-        X, real = _read_tokens(tokens, where)
-        Z = _read_queries(queries, X, where)
-        may = _read_allowed(allowed, real, X, Z, where)
-        chosen = _read_selected(selected, may, X, Z, where)
-        bias = _read_offsets(offsets, may, where)
+        X, real = read_tokens(tokens, where)
+        Z = read_queries(queries, X, where)
+        may = read_allowed(allowed, real, X, Z, where)
+        chosen = read_selected(selected, may, X, Z, where)
+        bias = read_offsets(offsets, may, where)
         self.is_batch = X.ndim == 4
         X = torch.where(may.any(-2)[..., None], X, torch.zeros((), dtype=X.dtype, device=X.device))
         used = chosen.any(-1)[..., None] | torch.isfinite(Z)
         Z = torch.where(used, Z, torch.zeros((), dtype=Z.dtype, device=Z.device))
-        _require_finite(X, "tokens", where)
-        _require_finite(Z, "queries", where)
+        require_finite(X, "tokens", where)
+        require_finite(Z, "queries", where)
         merged = merged_tokens(X, may & ~chosen, chosen, bias)
         asked = may & ~chosen & ~merged & chosen.any(-1, keepdim=True)
         self._merged = merged
-        self.tensors = ProblemTensors(X, Z, may, chosen, asked, bias, _read_margin(margin, may, where))
+        self.tensors = ProblemTensors(X, Z, may, chosen, asked, bias, read_margin(margin, may, where))
 
     @classmethod
     def self_attention(
@@ -137,17 +149,17 @@ class TokenSelection:
             As in :class:`TokenSelection`.
         """
         where = "TokenSelection.self_attention"
-        X, real = _read_tokens(tokens, where)
+        X, real = read_tokens(tokens, where)
         index = as_index(query, "query", where=where, device=X.device)
         T = X.shape[-2]
         bad = (index < -T) | (index >= T)
         if bool(bad.any()):
-            raise InvalidInputError(f"{where}: query must be a token id in [0, {T}), got {_first(index, bad)}.")
+            raise InvalidInputError(f"{where}: query must be a token id in [0, {T}), got {first(index, bad)}.")
         index = torch.broadcast_to(index % T, X.shape[:-2])
         queries = torch.take_along_dim(X, index[..., None, None], -2)
         may = real if mask is None else real & as_bool(mask, "mask", where=where, device=X.device)
         return cls(
-            _as_came(X, tokens),
+            as_came(X, tokens),
             queries,
             selected,
             allowed=may,
@@ -184,13 +196,13 @@ class TokenSelection:
             As in :class:`TokenSelection`.
         """
         where = "TokenSelection.sequence"
-        X, real = _read_tokens(tokens, where)
+        X, real = read_tokens(tokens, where)
         if mask is not None:
             real = real & as_bool(mask, "mask", where=where, device=X.device)
         may = real[..., None, :] & real[..., :, None]
         if causal:
             may = may & torch.ones(X.shape[-2], X.shape[-2], dtype=torch.bool, device=X.device).tril()
-        return cls(_as_came(X, tokens), X, selected, allowed=may, offsets=offsets, margin=margin)
+        return cls(as_came(X, tokens), X, selected, allowed=may, offsets=offsets, margin=margin)
 
     @classmethod
     def from_scores(
@@ -221,8 +233,8 @@ class TokenSelection:
             As in :class:`TokenSelection`.
         """
         where = "TokenSelection.from_scores"
-        X, real = _read_tokens(tokens, where)
-        may = _read_allowed(allowed, real, X, _read_queries(queries, X, where), where)
+        X, real = read_tokens(tokens, where)
+        may = read_allowed(allowed, real, X, read_queries(queries, X, where), where)
         best = geometry.best_tokens(read_scores(scores, may, where=where), may)
         return cls(tokens, queries, best, allowed=may, offsets=offsets, margin=margin)
 
@@ -301,14 +313,14 @@ class TokenSelection:
         expected = [(d, d)] if not self.is_batch else [(d, d), (self.batch_size, d, d)]
         if tuple(tensor.shape) not in expected:
             raise InvalidInputError(f"{where}: W must have shape {expected[-1]}, got {tuple(tensor.shape)}.")
-        _require_finite(tensor, "W", where)
+        require_finite(tensor, "W", where)
         return tensor.to(torch.promote_types(tensor.dtype, self.tensors.tokens.dtype))
 
     def with_selected(self, selected: Array) -> TokenSelection:
         """The same tokens, queries, masks, offsets and margin with another selection."""
         t = self.tensors
         return TokenSelection(
-            _as_came(t.tokens, self.kind),
+            as_came(t.tokens, self.kind),
             t.queries,
             selected,
             allowed=t.allowed,
@@ -322,7 +334,7 @@ class TokenSelection:
             raise InvalidInputError("TokenSelection: only a batch of problems (tokens with four axes) can be indexed.")
         t = self.tensors
         return TokenSelection(
-            _as_came(t.tokens[index], self.kind),
+            as_came(t.tokens[index], self.kind),
             t.queries[index],
             t.selected[index],
             allowed=t.allowed[index],
@@ -338,159 +350,3 @@ class TokenSelection:
         n, Q, T, d = self.shape
         batch = f"B={self.batch_size}, " if self.is_batch else ""
         return f"TokenSelection({batch}n={n}, Q={Q}, T={T}, d={d}, constraints={self.n_constraints})"
-
-
-# -------------------------------------------------------------------- reading and checking
-
-
-def _as_came(tensor: Tensor, original: Any) -> Any:
-    """``tensor`` as NumPy or torch, as ``original`` (an array or a Kind) was."""
-    kind = original if hasattr(original, "back") else kind_of(original)
-    return kind.back(tensor)
-
-
-def _first(values: Tensor, bad: Tensor) -> Any:
-    return values[bad].flatten()[0].item()
-
-
-def _place(bad: Tensor, X: Tensor) -> str:
-    """The first True of ``bad`` in words; its axes begin as those of ``X`` do."""
-    place = bad.nonzero()[0].tolist()
-    return f"sequence {place[0]}" if X.ndim == 3 else f"problem {place[0]}, sequence {place[1]}"
-
-
-def _require_finite(tensor: Tensor, name: str, where: str) -> None:
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        place = tuple((~finite).nonzero()[0].tolist())
-        raise InvalidInputError(f"{where}: {name} must be finite, got {tensor[place].item()} at {place}.")
-
-
-def _read_tokens(tokens: Array, where: str) -> tuple[Tensor, Tensor]:
-    if is_ragged(tokens):
-        X, real = pad_ragged(tokens, "tokens", where=where)
-    else:
-        X = as_float(tokens, "tokens", where=where)
-        if X.ndim not in (3, 4):
-            raise InvalidInputError(
-                f"{where}: tokens must have shape (n, T, d), or (B, n, T, d) for a batch, got {tuple(X.shape)}."
-            )
-        real = torch.ones(X.shape[:-1], dtype=torch.bool, device=X.device)
-    if 0 in X.shape:
-        names = ("B", "n", "T", "d")[-X.ndim :]
-        sizes = ", ".join(f"{name}={size}" for name, size in zip(names, X.shape, strict=True))
-        raise InvalidInputError(f"{where}: tokens must have at least one sequence, token and dimension, got {sizes}.")
-    return X, real
-
-
-def _read_queries(queries: Array, X: Tensor, where: str) -> Tensor:
-    if is_ragged(queries) and len({len(item) for item in queries}) > 1:
-        Z, _ = pad_ragged(queries, "queries", where=where)
-        Z = Z.to(device=X.device)
-    else:
-        stacked = torch.stack([as_float(q, "queries", where=where) for q in queries]) if is_ragged(queries) else queries
-        Z = as_float(stacked, "queries", where=where, device=X.device)
-    if Z.ndim == X.ndim - 1:
-        Z = Z.unsqueeze(-2)
-    if Z.ndim != X.ndim or Z.shape[:-2] != X.shape[:-2] or Z.shape[-1] != X.shape[-1] or Z.shape[-2] == 0:
-        lead = ("B, " if X.ndim == 4 else "") + "n"
-        raise InvalidInputError(
-            f"{where}: queries must have shape ({lead}, d) or ({lead}, Q, d) with "
-            f"({lead}) = {tuple(X.shape[:-2])} and d = {X.shape[-1]} as in tokens, got {tuple(Z.shape)}."
-        )
-    return Z.to(X.dtype)
-
-
-def _per_query(tensor: Tensor, shape: tuple[int, ...], name: str, where: str) -> Tensor:
-    """Give (…, T) values a query axis; check against (…, Q, T)."""
-    if tensor.ndim == len(shape) - 1 and tuple(tensor.shape) == (*shape[:-2], shape[-1]):
-        tensor = tensor.unsqueeze(-2)
-    if tuple(tensor.shape) not in (shape, (*shape[:-2], 1, shape[-1])):
-        raise InvalidInputError(
-            f"{where}: {name} must have shape {(*shape[:-2], shape[-1])} or {shape}, got {tuple(tensor.shape)}."
-        )
-    return tensor.expand(shape)
-
-
-def _read_allowed(allowed: Array | None, real: Tensor, X: Tensor, Z: Tensor, where: str) -> Tensor:
-    shape = (*X.shape[:-2], Z.shape[-2], X.shape[-2])
-    may = real.unsqueeze(-2).expand(shape)
-    if allowed is not None:
-        if is_ragged(allowed) and len({len(item) for item in allowed}) > 1:
-            rows = [as_bool(item, "allowed", where=where, device=X.device) for item in allowed]
-            allowed = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        elif is_ragged(allowed):
-            allowed = torch.stack([as_bool(item, "allowed", where=where, device=X.device) for item in allowed])
-        may = may & _per_query(as_bool(allowed, "allowed", where=where, device=X.device), shape, "allowed", where)
-    empty = ~may.any(-1).any(-1)
-    if bool(empty.any()):
-        raise InvalidInputError(f"{where}: every sequence needs an allowed token, {_place(empty, X)} has none.")
-    return may
-
-
-def _read_selected(selected: Array, may: Tensor, X: Tensor, Z: Tensor, where: str) -> Tensor:
-    T, Q = may.shape[-1], may.shape[-2]
-    values = _read_listed(selected, where)
-    if values.dtype == torch.bool:
-        chosen = _per_query(values.to(X.device), tuple(may.shape), "selected", where).clone()
-    else:
-        index = as_index(values, "selected", where=where, device=X.device)
-        if Q == 1 and index.ndim == may.ndim - 2:
-            index = index.unsqueeze(-1)
-        if tuple(index.shape) != tuple(may.shape[:-1]):
-            raise InvalidInputError(
-                f"{where}: selected must hold one token id for each query, shape {tuple(may.shape[:-1])}, or booleans "
-                f"of shape {tuple(may.shape)}, got {tuple(index.shape)}."
-            )
-        bad = (index < -1) | (index >= T)
-        if bool(bad.any()):
-            raise InvalidInputError(
-                f"{where}: selected must hold token ids in [0, {T}), got {_first(index, bad)} at {_place(bad, X)}. "
-                "Ids are zero-based; -1 asks nothing."
-            )
-        chosen = torch.zeros(may.shape, dtype=torch.bool, device=X.device)
-        chosen.scatter_(-1, index.clamp(min=0).unsqueeze(-1), (index >= 0).unsqueeze(-1))
-    masked = chosen & ~may
-    if bool(masked.any()):
-        token = int(masked.nonzero()[0, -1])
-        raise InvalidInputError(
-            f"{where}: selected tokens must be allowed, token {token} of {_place(masked, X)} is masked."
-        )
-    return chosen
-
-
-def _read_listed(selected: Array, where: str) -> Tensor:
-    if not is_ragged(selected):
-        return as_tensor(selected, "selected", where=where)
-    rows = [as_tensor(item, "selected", where=where) for item in selected]
-    if len({row.shape for row in rows}) > 1:
-        raise InvalidInputError(f"{where}: selected must be a rectangular array, got ragged lists.")
-    return torch.stack(rows)
-
-
-def _read_offsets(offsets: Array | None, may: Tensor, where: str) -> Tensor | None:
-    if offsets is None:
-        return None
-    bias = _per_query(as_float(offsets, "offsets", where=where, device=may.device), tuple(may.shape), "offsets", where)
-    bias = torch.where(may, bias, torch.zeros((), dtype=bias.dtype, device=bias.device))
-    _require_finite(bias, "offsets", where)
-    return bias
-
-
-def _read_margin(margin: Array, may: Tensor, where: str) -> Tensor:
-    tensor = as_float(margin, "margin", where=where, device=may.device).to(torch.float64)
-    if tensor.ndim:
-        tensor = _per_query(tensor, tuple(may.shape), "margin", where).clone()
-    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
-        bad = ~(torch.isfinite(tensor) & (tensor >= 0))
-        raise InvalidInputError(f"{where}: margin must be finite and >= 0, got {_first(tensor, bad)}.")
-    return tensor
-
-
-def read_scores(scores: Array, allowed: Tensor, *, where: str) -> Tensor:
-    """Check token scores (n, T) or (n, Q, T) against ``allowed`` (n, Q, T); return (n, Q, T)."""
-    tensor = as_float(scores, "scores", where=where, device=allowed.device)
-    tensor = _per_query(tensor, tuple(allowed.shape), "scores", where)
-    tensor = torch.where(allowed, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
-    _require_finite(tensor, "scores", where)
-    return tensor
