@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["threads_for"]
+__all__ = ["one_thread", "threads_for"]
 
 SMALL = 2e7
 """Operations of one step below which a second thread does not pay."""
@@ -16,10 +16,17 @@ SMALL = 2e7
 @contextlib.contextmanager
 def threads_for(operations: float) -> Iterator[None]:
     """Run the block on one torch thread when a step of it takes fewer than about 2e7 operations."""
-    before = torch.get_num_threads()
-    if operations >= SMALL or before == 1:
+    if operations >= SMALL:
         yield
-        return
+    else:
+        with one_thread():
+            yield
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the block on one torch thread; other Python threads keep theirs."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield

@@ -38,6 +38,8 @@ def state():
         "python randomness": repr(random.getstate()),
     }
 
+import rich.console  # draws a link id from Python's generator when it is first imported; that is not ours
+
 before = state()
 import attsvm
 names = [m.name for m in pkgutil.walk_packages(attsvm.__path__, "attsvm.") if not m.name.endswith("__main__")]

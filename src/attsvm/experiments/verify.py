@@ -21,6 +21,7 @@ from attsvm.experiments.summary import Finding, arrays_of, metrics_of, result_of
 from attsvm.records import RunFolder, package_versions, source_commit, write_arrays
 from attsvm.selection import TokenSelection, token_scores
 from attsvm.solvers import Solution
+from attsvm.threads import one_thread
 
 __all__ = ["Progress", "verify"]
 
@@ -170,9 +171,8 @@ def _run_all(
     """All parameterisations, each in a thread with one core; Ctrl-C stops them all after a checkpoint."""
     stop = threading.Event()
     names = list(dict.fromkeys(config.parameterizations))
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(max_workers=min(len(names), max(threads, 1))) as pool_:
-        jobs = [pool_.submit(_run_one, name, problem, scores, config, folder, report, stop) for name in names]
+    with ThreadPoolExecutor(max_workers=min(len(names), torch.get_num_threads())) as workers:
+        jobs = [workers.submit(_run_one, name, problem, scores, config, folder, report, stop) for name in names]
         try:
             # A short wait at a time, so that Ctrl-C is heard.
             while wait(jobs, timeout=0.2).not_done:
@@ -182,8 +182,6 @@ def _run_all(
             stop.set()
             wait(jobs)
             raise
-        finally:
-            torch.set_num_threads(threads)
     failures = [error for error in (job.exception() for job in jobs) if error is not None]
     # A run that was stopped because the other failed is not the reason.
     failures.sort(key=lambda error: isinstance(error, KeyboardInterrupt))
@@ -201,39 +199,39 @@ def _run_one(
     report: Progress,
     stop: threading.Event,
 ) -> _Run:
-    """Train one parameterisation, then solve for the tokens that it selected."""
-    torch.set_num_threads(1)
+    """Train one parameterisation, then solve for the tokens that it selected, all on one core."""
 
     def tell(task: str, done: float, total: float, note: str) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         report(f"{task} {name}", done, total, note)
 
-    began = time.monotonic()
-    trajectory = descend(
-        problem,
-        scores,
-        parameterization="W" if name == "W" else "KQ",
-        rank=config.rank if name == "KQ" else None,
-        loss=config.loss,
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        steps=config.steps,
-        seed=config.seed,
-        checkpoint=folder.checkpoint / f"{name}.safetensors",
-        progress=lambda done, total, loss: tell("train", done, total, f"loss {loss:.4f}"),
-    )
-    trained = time.monotonic()
-    solutions = {}
-    for part, (norm, tol) in enumerate(_norms(trajectory, config.tol)):
-        solutions[norm] = trajectory.solution(
-            norm,
-            tol=tol,
-            progress=lambda iteration, gap, part=part: tell("solve", part, 2, f"gap {gap:.1e}"),
+    with one_thread():
+        began = time.monotonic()
+        trajectory = descend(
+            problem,
+            scores,
+            parameterization="W" if name == "W" else "KQ",
+            rank=config.rank if name == "KQ" else None,
+            loss=config.loss,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+            steps=config.steps,
+            seed=config.seed,
+            checkpoint=folder.checkpoint / f"{name}.safetensors",
+            progress=lambda done, total, loss: tell("train", done, total, f"loss {loss:.4f}"),
         )
-        if stop.is_set():
-            raise KeyboardInterrupt
-        tell("solve", part + 1, 2, f"gap {solutions[norm].gap:.1e}")
+        trained = time.monotonic()
+        solutions = {}
+        for part, (norm, tol) in enumerate(_norms(trajectory, config.tol)):
+            solutions[norm] = trajectory.solution(
+                norm,
+                tol=tol,
+                progress=lambda iteration, gap, part=part: tell("solve", part, 2, f"gap {gap:.1e}"),
+            )
+            if stop.is_set():
+                raise KeyboardInterrupt
+            tell("solve", part + 1, 2, f"gap {solutions[norm].gap:.1e}")
     own, other = solutions.values()
     return _Run(
         name=name,
