@@ -9,6 +9,8 @@ hand out its multipliers, so its gap is to our lower bound; that of SCS is to th
     python benchmarks/solvers.py [--json out.json]
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
@@ -33,11 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cvxpy
 import numpy as np
 import torch
-from problems import expanded_rows, unit_sphere
 from sklearn.svm import LinearSVC
 
 from attsvm.selection import TokenSelection, certify
 from attsvm.solvers import Solution, solve
+from problems import expanded_rows, unit_sphere
 
 RESULTS = Path(__file__).resolve().parent / "results" / "solvers.json"
 PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "cvxpy", "scs")

@@ -78,49 +78,55 @@ def select(tokens: Any, queries: Any, selected: Any, **options: Any) -> TokenSel
     return TokenSelection(np.array(tokens, dtype=float), np.array(queries, dtype=float), np.array(selected), **options)
 
 
-E1, E2, O = [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]
+E1, E2, ZERO = [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]
 
 NAMED: dict[str, Named] = {
-    "one row": Named(build=lambda: select([[E1, O]], [E1], [0]), fro=1.0, nuc=1.0),
-    "margin 3": Named(build=lambda: select([[E1, O]], [E1], [0], margin=3.0), fro=3.0, nuc=3.0),
+    "one row": Named(build=lambda: select([[E1, ZERO]], [E1], [0]), fro=1.0, nuc=1.0),
+    "margin 3": Named(build=lambda: select([[E1, ZERO]], [E1], [0], margin=3.0), fro=3.0, nuc=3.0),
     "two orthogonal rows of one query": Named(
-        build=lambda: select([[O, [-1.0, 0.0], [0.0, -1.0]]], [E1], [0]), fro=math.sqrt(2), nuc=math.sqrt(2)
+        build=lambda: select([[ZERO, [-1.0, 0.0], [0.0, -1.0]]], [E1], [0]), fro=math.sqrt(2), nuc=math.sqrt(2)
     ),
-    "the identity matrix": Named(build=lambda: select([[E1, O], [E2, O]], [E1, E2], [0, 0]), fro=math.sqrt(2), nuc=2.0),
+    "the identity matrix": Named(
+        build=lambda: select([[E1, ZERO], [E2, ZERO]], [E1, E2], [0, 0]), fro=math.sqrt(2), nuc=2.0
+    ),
     "a margin for each token": Named(
-        build=lambda: select([[O, [-1.0, 0.0], [0.0, -1.0]]], [E1], [0], margin=np.array([[[1.0, 3.0, 4.0]]])),
+        build=lambda: select([[ZERO, [-1.0, 0.0], [0.0, -1.0]]], [E1], [0], margin=np.array([[[1.0, 3.0, 4.0]]])),
         fro=5.0,
         nuc=5.0,
     ),
     "a row that asks for 0": Named(
-        build=lambda: select([[O, [-1.0, 0.0], [1.0, -1.0]]], [E1], [0], margin=np.array([[[1.0, 1.0, 0.0]]])),
+        build=lambda: select([[ZERO, [-1.0, 0.0], [1.0, -1.0]]], [E1], [0], margin=np.array([[[1.0, 1.0, 0.0]]])),
         fro=math.sqrt(2),
         nuc=math.sqrt(2),
     ),
-    "collinear, the end is selected": Named(build=lambda: select([[O, E1, [2.0, 0.0]]], [E1], [2]), fro=1.0, nuc=1.0),
-    "collinear, the middle is selected": Named(
-        build=lambda: select([[O, E1, [2.0, 0.0]]], [E1], [1]), fro=math.inf, nuc=math.inf
+    "collinear, the end is selected": Named(
+        build=lambda: select([[ZERO, E1, [2.0, 0.0]]], [E1], [2]), fro=1.0, nuc=1.0
     ),
-    "opposite wishes": Named(build=lambda: select([[E1, O], [O, E1]], [E1, E1], [0, 0]), fro=math.inf, nuc=math.inf),
-    "zero query": Named(build=lambda: select([[E1, O], [E1, O]], [E1, O], [0, 0]), fro=math.inf, nuc=math.inf),
+    "collinear, the middle is selected": Named(
+        build=lambda: select([[ZERO, E1, [2.0, 0.0]]], [E1], [1]), fro=math.inf, nuc=math.inf
+    ),
+    "opposite wishes": Named(
+        build=lambda: select([[E1, ZERO], [ZERO, E1]], [E1, E1], [0, 0]), fro=math.inf, nuc=math.inf
+    ),
+    "zero query": Named(build=lambda: select([[E1, ZERO], [E1, ZERO]], [E1, ZERO], [0, 0]), fro=math.inf, nuc=math.inf),
     "one token": Named(build=lambda: select([[E1]], [E1], [0]), fro=0.0, nuc=0.0),
     "all tokens identical": Named(build=lambda: select([[E1, E1, E1]], [E1], [1]), fro=0.0, nuc=0.0),
-    "no query asks": Named(build=lambda: select([[E1, O]], [E1], [-1]), fro=0.0, nuc=0.0),
-    "a duplicate of the selected": Named(build=lambda: select([[E1, E1, O]], [E1], [0]), fro=1.0, nuc=1.0),
+    "no query asks": Named(build=lambda: select([[E1, ZERO]], [E1], [-1]), fro=0.0, nuc=0.0),
+    "a duplicate of the selected": Named(build=lambda: select([[E1, E1, ZERO]], [E1], [0]), fro=1.0, nuc=1.0),
     "two selected": Named(
-        build=lambda: select([[E1, E2, O]], [E1], [[[True, True, False]]]), fro=math.sqrt(2), nuc=math.sqrt(2)
+        build=lambda: select([[E1, E2, ZERO]], [E1], [[[True, True, False]]]), fro=math.sqrt(2), nuc=math.sqrt(2)
     ),
     "two selected that cannot be tied": Named(
-        build=lambda: select([[E1, [2.0, 0.0], O]], [E1], [[[True, True, False]]]), fro=math.inf, nuc=math.inf
+        build=lambda: select([[E1, [2.0, 0.0], ZERO]], [E1], [[[True, True, False]]]), fro=math.inf, nuc=math.inf
     ),
     "offsets halve the task": Named(
-        build=lambda: select([[E1, O]], [E1], [0], offsets=np.array([[0.5, 0.0]])), fro=0.5, nuc=0.5
+        build=lambda: select([[E1, ZERO]], [E1], [0], offsets=np.array([[0.5, 0.0]])), fro=0.5, nuc=0.5
     ),
     "offsets do it all": Named(
-        build=lambda: select([[E1, O]], [E1], [0], offsets=np.array([[2.0, 0.0]])), fro=0.0, nuc=0.0
+        build=lambda: select([[E1, ZERO]], [E1], [0], offsets=np.array([[2.0, 0.0]])), fro=0.0, nuc=0.0
     ),
     "a tie against an offset": Named(
-        build=lambda: select([[E1, O]], [E1], [[[True, True]]], offsets=np.array([[0.0, 2.0]])),
+        build=lambda: select([[E1, ZERO]], [E1], [[[True, True]]], offsets=np.array([[0.0, 2.0]])),
         fro=2.0,
         nuc=2.0,
     ),

@@ -34,8 +34,11 @@ __all__ = ["RAY_TOLERANCE", "Certificate", "RayCheck", "certify", "check_ray", "
 RAY_TOLERANCE = 1e-9
 """Largest size of a ray's combination, relative to the sum of the sizes of its terms."""
 
-TIE_TOLERANCE = 1e-9
+TIE_TOLERANCE = 1e-10
 """Largest difference of tied logits (and shortfall of rows that ask for 0), relative to ``||W||_F`` and the row."""
+
+ROUNDING = 2e-14
+"""Size, relative to ``||W||_F`` and the row, of a margin that may be nothing but rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Certificate:
     Attributes
     ----------
     feasible
-        Whether W, after the rescaling that the problem allows, satisfies every row in float64.
+        Whether W, after the rescaling that the problem allows, satisfies every row in float64, with margins that
+        neither rounding nor the tolerance of the ties could feign.
     scale
         The factor that W was multiplied by: the smallest one that makes every margin row hold where the problem
         has no offsets, 1 where it has.
@@ -165,6 +169,25 @@ def row_sizes(t: ProblemTensors) -> Tensor:
     return sizes * query_sizes
 
 
+def believable(norm: float, largest_row: float, largest_asked: float, *, tolerant: bool) -> bool:
+    """Whether margins of the size asked for stand out from rounding, for a matrix of this Frobenius norm.
+
+    Parameters
+    ----------
+    norm
+        ``||W||_F``.
+    largest_row
+        Largest size of a row.
+    largest_asked
+        Largest right-hand side.
+    tolerant
+        Whether the problem has ties or rows that ask for 0, which hold to TIE_TOLERANCE only: a matrix large enough
+        would make any margin out of that.
+    """
+    noise = (100.0 * TIE_TOLERANCE if tolerant else ROUNDING) * norm * largest_row
+    return largest_asked <= 0.0 or noise <= largest_asked
+
+
 def _weights(t: ProblemTensors, duals: Array, equality_duals: Array | None, where: str) -> tuple[Tensor, Tensor]:
     """Margin weights clipped to >= 0 and tie weights, zero where no row is."""
     shape = tuple(t.selected.shape)
@@ -271,7 +294,14 @@ def certify(
     ties = tied(t.selected) & (slack_unit > 0)
     worst_tie = float(((values - asked).abs() / slack_unit)[ties].amax()) if bool(ties.any()) else 0.0
     impossible = tied(t.selected) & (slack_unit == 0) & (asked != 0)
-    feasible = not math.isnan(scale) and worst_tie <= TIE_TOLERANCE and not bool(impossible.any())
+    rows = t.asked | tied(t.selected)
+    stands_out = believable(
+        scale * size,
+        float((row_sizes(t) * rows).amax()),
+        float((asked * rows).amax()),
+        tolerant=bool((rows & (asked == 0)).any() or tied(t.selected).any()),
+    )
+    feasible = not math.isnan(scale) and worst_tie <= TIE_TOLERANCE and not bool(impossible.any()) and stands_out
     if not feasible:
         scale = 1.0
     upper = scale * matrix_norm(matrix, norm) if feasible else math.inf

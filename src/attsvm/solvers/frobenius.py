@@ -39,9 +39,12 @@ def frobenius_iterates(rows: Rows, *, start: Floats | None = None, method: str =
         yield Iterate(W=W, dual=dual.copy(), step=sweeps)
         if method == "auto" and _newton_pays(rows, dual, sweeps):
             for newton_W, newton_dual in _newton_rounds(rows, W, dual):
-                W, dual = newton_W, newton_dual
                 sweeps += 1
-                yield Iterate(W=W, dual=dual.copy(), step=sweeps)
+                yield Iterate(W=newton_W, dual=newton_dual.copy(), step=sweeps)
+                # Where no W exists the steps soon repeat, and their difference is the ray long before the sum is.
+                change = newton_dual - dual
+                yield Iterate(W=None, dual=np.where(rows.tie, change, change.clip(min=0.0)), step=sweeps)
+                W, dual = newton_W, newton_dual
         chunk = max(4, sweeps // 4)
 
 

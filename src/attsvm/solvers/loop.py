@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from attsvm.selection.certificate import RAY_TOLERANCE
+from attsvm.selection.certificate import RAY_TOLERANCE, believable
 from attsvm.selection.norms import Norm, dual_norm, matrix_norm
 from attsvm.solvers import coordinate
-from attsvm.solvers.repair import holds, repaired, rigid
+from attsvm.solvers.repair import holds, repaired, rigid, tolerant
 from attsvm.solvers.rows import Floats, Rows
 from attsvm.solvers.solution import Status, relative_gap
 
@@ -138,7 +138,7 @@ def _take_dual(rows: Rows, dual: Floats, norm: Norm, best: Outcome) -> bool:
         return False
     terms = float(np.abs(dual) @ rows.size)
     if float(np.linalg.norm(combination)) <= 0.5 * RAY_TOLERANCE * terms:
-        return True
+        return promised > 2.0 * RAY_TOLERANCE * float(np.abs(dual) @ np.abs(rows.rhs))
     if not np.any(combination):
         return False
     bound = promised / dual_norm(torch.from_numpy(combination), norm)
@@ -156,7 +156,8 @@ def _take_matrix(rows: Rows, W: Floats, norm: Norm, best: Outcome) -> None:
         if not holds(rows, W, values):
             return
     factor = 1.0 if rows.has_offsets else scale_to_fit(rows, values)
-    if not math.isfinite(factor):
+    size = factor * float(np.linalg.norm(W))
+    if not (math.isfinite(factor) and believable(size, rows.size.max(), rows.rhs.max(), tolerant=tolerant(rows))):
         return
     upper = factor * matrix_norm(torch.from_numpy(W), norm)
     if upper < best.upper:

@@ -16,7 +16,7 @@ problems with nonnegative variables", 1994.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class WorkingSet:
     rhs: torch.Tensor
     size: torch.Tensor
     tie: torch.Tensor
+    factors: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+    """The last free rows that were solved for, and the Cholesky factor: near a solution they stay the same."""
 
     @classmethod
     def of(cls, problem: Rows, rows: Ints) -> WorkingSet:
@@ -76,7 +78,7 @@ def proximal_step(work: WorkingSet, dual: Floats, *, rhs: Floats | None = None) 
     """
     scaled = torch.from_numpy(dual) * work.size
     target = (work.rhs if rhs is None else torch.from_numpy(rhs) / work.size) + PROXIMAL * scaled
-    answer = _block_pivoting(work.gram, target, work.tie | (scaled > 0), work.tie)
+    answer = _block_pivoting(work, target, work.tie | (scaled > 0))
     return np.asarray((answer / work.size).numpy())
 
 
@@ -136,13 +138,13 @@ def worst(entering: Bools, shortfall: Floats, *, limit: int) -> Bools:
     return np.asarray(entering & (shortfall >= bar))
 
 
-def _block_pivoting(gram: torch.Tensor, target: torch.Tensor, free: torch.Tensor, tie: torch.Tensor) -> torch.Tensor:
+def _block_pivoting(work: WorkingSet, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
     """``argmin x^T (K + eps) x / 2 - target^T x`` over x >= 0 (ties free), from a guess of the free set."""
-    size = len(target)
+    size, gram, tie = len(target), work.gram, work.tie
     patience, fewest = 5, size + 1
     tolerance = 1e-14 * float(target.abs().amax())
     for _ in range(20 + 10 * size):
-        x = _solve(gram, target, free)
+        x = _solve(work, target, free)
         slope = gram @ x + PROXIMAL * x - target
         wrong = (free & ~tie & (x < 0)) | (~free & (slope < -tolerance))
         count = int(wrong.sum())
@@ -160,19 +162,27 @@ def _block_pivoting(gram: torch.Tensor, target: torch.Tensor, free: torch.Tensor
     return torch.where(tie, x, x.clamp(min=0))
 
 
-def _solve(gram: torch.Tensor, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+def _solve(work: WorkingSet, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
     """Solve (K + eps) x = target on the free variables, 0 elsewhere."""
     index = free.nonzero().flatten()
     x = torch.zeros_like(target)
-    if len(index) == 0:
-        return x
-    system = gram[index][:, index]
+    if len(index) > 0:
+        x[index] = torch.cholesky_solve(target[index, None], _factor(work, index))[:, 0]
+    return x
+
+
+def _factor(work: WorkingSet, index: torch.Tensor) -> torch.Tensor:
+    """Cholesky factor of K + eps on the rows ``index`` of the working set."""
+    if work.factors and torch.equal(work.factors[0][0], index):
+        return work.factors[0][1]
+    system = work.gram[index][:, index]
     ridge = PROXIMAL
+    factor: torch.Tensor
     while True:
         system.diagonal().fill_(1.0 + ridge)
         factor, info = torch.linalg.cholesky_ex(system)
         if int(info) == 0:
             break
         ridge *= 10.0  # rounding made K indefinite beyond eps; a larger eps only slows the outer iteration
-    x[index] = torch.cholesky_solve(target[index, None], factor)[:, 0]
-    return x
+    work.factors[:] = [(index, factor)]
+    return factor

@@ -15,7 +15,7 @@ from attsvm.solvers import coordinate
 from attsvm.solvers.newton import PROXIMAL, WorkingSet
 from attsvm.solvers.rows import Bools, Floats, Rows
 
-__all__ = ["holds", "repaired", "rigid"]
+__all__ = ["holds", "repaired", "rigid", "tolerant"]
 
 _ROOM = 1e-12
 """How far beyond its bound a corrected row is put, relative to its size and the norm of W."""
@@ -24,6 +24,11 @@ _ROOM = 1e-12
 def rigid(rows: Rows) -> Bools:
     """Rows (R,) that no scaling of W brings into force: ties, rows that ask for 0, and with offsets all."""
     return np.asarray(rows.tie | (rows.rhs == 0.0) | rows.has_offsets)
+
+
+def tolerant(rows: Rows) -> bool:
+    """Whether some rows hold to a tolerance only: ties and rows that ask for 0."""
+    return bool((rows.tie | (rows.rhs == 0.0)).any())
 
 
 def holds(rows: Rows, W: Floats, values: Floats) -> bool:

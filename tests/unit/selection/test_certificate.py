@@ -8,14 +8,14 @@ import pytest
 
 from attsvm.errors import InvalidInputError, UnsupportedError
 from attsvm.selection import TokenSelection, certify, check_ray
-from contract.problems import NAMED, E1, E2, O, select
+from contract.problems import E1, E2, NAMED, ZERO, select
 
 NORMS: list[Any] = ["fro", "nuc", "op", 1.0, 1.5, 3.0, math.inf]
 
 
 def one_row(**options: Any) -> TokenSelection:
     """W[0, 0] >= 1."""
-    return select([[E1, O]], [E1], [0], **options)
+    return select([[E1, ZERO]], [E1], [0], **options)
 
 
 def two_corners() -> TokenSelection:
@@ -39,7 +39,15 @@ def test_one_row_has_value_one_in_every_norm(norm: Any) -> None:
     assert proof.smallest_margin == pytest.approx(1.0)
 
 
-IDENTITY_VALUES = {"fro": math.sqrt(2), "nuc": 2.0, "op": 1.0, 1.0: 2.0, 1.5: 2 ** (2 / 3), 3.0: 2 ** (1 / 3), math.inf: 1.0}
+IDENTITY_VALUES = {
+    "fro": math.sqrt(2),
+    "nuc": 2.0,
+    "op": 1.0,
+    1.0: 2.0,
+    1.5: 2 ** (2 / 3),
+    3.0: 2 ** (1 / 3),
+    math.inf: 1.0,
+}
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -57,7 +65,9 @@ def test_bounds_of_other_multipliers_are_lower() -> None:
     """Weights 1 and 2 combine to diag(1, 2): 3 / sqrt(5) for Frobenius, 3 / 2 for nuclear, 3 / 3 for operator."""
     problem = two_corners()
     for norm, bound in (("fro", 3 / math.sqrt(5)), ("nuc", 1.5), ("op", 1.0)):
-        assert certify(problem, np.eye(2), duals_for(problem, [1.0, 2.0]), norm=norm).lower_bound == pytest.approx(bound)
+        assert certify(problem, np.eye(2), duals_for(problem, [1.0, 2.0]), norm=norm).lower_bound == pytest.approx(
+            bound
+        )
 
 
 def test_the_matrix_is_scaled_until_its_smallest_margin_fits() -> None:
@@ -106,7 +116,7 @@ def test_margins_weigh_the_bound() -> None:
 
 
 def test_ties_need_multipliers_of_either_sign() -> None:
-    """Tokens e1, e2 selected, 0 dropped: rows (1, 0) and, for the tie, (1, -1); together (1, -0.5 .. ) give (1, 1) / 2."""
+    """Tokens e1 and e2 selected, 0 dropped: the row (1, 0) twice, less the tie (1, -1), is (1, 1)."""
     problem = NAMED["two selected"].build()
     W = np.array([[1.0, 0.0], [1.0, 0.0]])
     duals, ties = np.zeros((1, 1, 3)), np.zeros((1, 1, 3))
@@ -114,7 +124,7 @@ def test_ties_need_multipliers_of_either_sign() -> None:
     proof = certify(problem, W, duals, ties)
     assert (proof.upper_bound, proof.lower_bound, proof.worst_tie) == pytest.approx((math.sqrt(2), math.sqrt(2), 0.0))
     assert certify(problem, W, duals).lower_bound == pytest.approx(1.0)
-    broken = certify(problem, W + [[1e-6, 0], [0, 0]], duals, ties)
+    broken = certify(problem, W + np.diag([1e-6, 0.0]), duals, ties)
     assert (broken.feasible, broken.upper_bound) == (False, math.inf)
     assert broken.worst_tie == pytest.approx(1e-6 / 2, rel=1e-3)
 
@@ -152,6 +162,23 @@ def test_a_common_part_of_the_tokens_is_no_matter(rng: np.random.Generator) -> N
     assert far.complementarity == pytest.approx(near.complementarity, rel=1e-5)
 
 
+def test_a_margin_made_of_rounding_proves_nothing() -> None:
+    """w >= 1 and -w >= 1: a matrix that leaves both rows a positive rounding error would do, scaled by 1e17."""
+    X = np.array([[[0.3, 0.1], [0.0, 0.0], [0.6, 0.2]]])
+    problem = TokenSelection(X, [[0.7, 0.1]], [0])
+    r = np.random.default_rng(0)
+    for _ in range(2000):
+        w = np.array([1.0, -3.0]) * r.normal() * (1 + r.integers(-4, 5, 2) * 2.0**-52)
+        assert not certify(problem, np.outer(w, r.normal(size=2)), np.zeros((1, 1, 3))).feasible
+
+
+def test_a_margin_made_of_the_tolerance_of_ties_proves_nothing() -> None:
+    """Tokens 0 and 1 tied, token 2 below them, all on a line: impossible, but nearly done by a nearly level matrix."""
+    problem = select([[ZERO, [1.0, 0.0], [-1.0, 0.0]]], [E1], [[[True, True, False]]])
+    for level in (1e-9, 1e-11, 1e-13):
+        assert not certify(problem, [[level, 0.0], [1.0, 0.0]], np.zeros((1, 1, 3))).feasible
+
+
 # ------------------------------------------------------------------------------- rays
 
 
@@ -161,7 +188,7 @@ def opposite() -> TokenSelection:
 
 
 def test_a_true_ray_is_accepted_and_names_its_sequences() -> None:
-    problem = select([[E1, O], [E2, O], [O, E1]], [E1, E1, E1], [0, 0, 0])
+    problem = select([[E1, ZERO], [E2, ZERO], [ZERO, E1]], [E1, E1, E1], [0, 0, 0])
     check = check_ray(problem, duals_for(problem, [4.0, 0.0, 4.0]))
     assert (check.valid, check.sequences) == (True, (0, 2))
     assert check.residual == 0.0
@@ -177,14 +204,14 @@ def test_a_false_ray_is_refused(weights: list[float]) -> None:
 
 
 def test_a_combination_that_promises_nothing_is_no_ray() -> None:
-    problem = select([[E1, O], [O, E1]], [E1, E1], [0, 0], offsets=np.array([[2.0, 0.0], [0.0, 0.0]]))
+    problem = select([[E1, ZERO], [ZERO, E1]], [E1, E1], [0, 0], offsets=np.array([[2.0, 0.0], [0.0, 0.0]]))
     # The rows cancel, but ask for -1 and 1: w = -1 satisfies both.
     assert not check_ray(problem, duals_for(problem, [1.0, 1.0])).valid
     assert certify(problem, [[-1.0, 0.0], [0.0, 0.0]], duals_for(problem, [1.0, 1.0])).feasible
 
 
 def test_a_ray_may_use_ties_alone() -> None:
-    problem = select([[E1, E1, O]], [E1], [[[True, True, False]]], offsets=np.array([[0.0, 1.0, 0.0]]))
+    problem = select([[E1, E1, ZERO]], [E1], [[[True, True, False]]], offsets=np.array([[0.0, 1.0, 0.0]]))
     ties = np.zeros((1, 1, 3))
     for sign in (1.0, -1.0):
         ties[0, 0, 1] = sign

@@ -39,7 +39,7 @@ def test_dual_norms_are_dual(norm: Any, generator: torch.Generator) -> None:
 
 def alignment(B: torch.Tensor, norm: Any) -> torch.Tensor:
     """A matrix A with <A, B> = ||A|| ||B||_*."""
-    U, s, Vh = torch.linalg.svd(B)
+    U, _, Vh = torch.linalg.svd(B)
     if norm == "fro":
         return B
     if norm == "nuc":

@@ -311,29 +311,29 @@ def test_repr_says_the_sizes(X: Any, Z: Any) -> None:
 
 # ------------------------------------------------------------------------------- bad input
 
-good_X, good_Z = np.arange(24.0).reshape(2, 3, 4), np.ones((2, 4))
-nan_X, inf_Z = good_X.copy(), good_Z.copy()
-nan_X[1, 2, 3] = np.nan
-inf_Z[1, 0] = -np.inf
-no_token = np.ones((2, 3), dtype=bool)
-no_token[1] = False
-masked_first = np.ones((2, 3), dtype=bool)
-masked_first[1, 0] = False
+TOKENS, QUERIES = np.arange(24.0).reshape(2, 3, 4), np.ones((2, 4))
+NAN_TOKENS, INFINITE_QUERIES = TOKENS.copy(), QUERIES.copy()
+NAN_TOKENS[1, 2, 3] = np.nan
+INFINITE_QUERIES[1, 0] = -np.inf
+NO_TOKEN = np.ones((2, 3), dtype=bool)
+NO_TOKEN[1] = False
+MASKED_FIRST = np.ones((2, 3), dtype=bool)
+MASKED_FIRST[1, 0] = False
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "tokens of two axes": ({"tokens": good_X[0]}, r"tokens must have shape \(n, T, d\).*got \(3, 4\)"),
-    "tokens of five axes": ({"tokens": good_X[None, None]}, r"tokens must have shape"),
-    "no sequence": ({"tokens": good_X[:0]}, r"at least one sequence, token and dimension, got n=0, T=3, d=4"),
-    "no token": ({"tokens": good_X[:, :0]}, r"at least one sequence, token and dimension, got n=2, T=0, d=4"),
-    "no dimension": ({"tokens": good_X[..., :0]}, r"got n=2, T=3, d=0"),
-    "NaN in tokens": ({"tokens": nan_X}, r"tokens must be finite, got nan at \(1, 2, 3\)"),
-    "infinite query": ({"queries": inf_Z}, r"queries must be finite, got -inf at \(1, 0, 0\)"),
+    "tokens of two axes": ({"tokens": TOKENS[0]}, r"tokens must have shape \(n, T, d\).*got \(3, 4\)"),
+    "tokens of five axes": ({"tokens": TOKENS[None, None]}, r"tokens must have shape"),
+    "no sequence": ({"tokens": TOKENS[:0]}, r"at least one sequence, token and dimension, got n=0, T=3, d=4"),
+    "no token": ({"tokens": TOKENS[:, :0]}, r"at least one sequence, token and dimension, got n=2, T=0, d=4"),
+    "no dimension": ({"tokens": TOKENS[..., :0]}, r"got n=2, T=3, d=0"),
+    "NaN in tokens": ({"tokens": NAN_TOKENS}, r"tokens must be finite, got nan at \(1, 2, 3\)"),
+    "infinite query": ({"queries": INFINITE_QUERIES}, r"queries must be finite, got -inf at \(1, 0, 0\)"),
     "text tokens": ({"tokens": [[["a", "b"]]]}, r"tokens must hold numbers"),
-    "complex tokens": ({"tokens": good_X * 1j}, r"tokens must hold real numbers"),
+    "complex tokens": ({"tokens": TOKENS * 1j}, r"tokens must hold real numbers"),
     "ragged numbers": ({"tokens": [[[1.0, 2.0], [1.0]], [[1.0, 2.0]]]}, r"tokens\[0\] must be a rectangular array"),
-    "an empty sequence": ({"tokens": [good_X[0], good_X[1, :0]]}, r"tokens\[1\] is an empty sequence"),
+    "an empty sequence": ({"tokens": [TOKENS[0], TOKENS[1, :0]]}, r"tokens\[1\] is an empty sequence"),
     "an empty list": ({"tokens": [[[1.0, 2.0, 3.0, 4.0]], []]}, r"tokens\[1\] is an empty sequence"),
-    "two widths": ({"tokens": [good_X[0], good_X[1, :, :3]]}, r"tokens\[1\] must have 4 columns .* got 3"),
+    "two widths": ({"tokens": [TOKENS[0], TOKENS[1, :, :3]]}, r"tokens\[1\] must have 4 columns .* got 3"),
     "queries of another width": ({"queries": np.ones((2, 5))}, r"queries must have shape.*got \(2, 1, 5\)"),
     "queries of another count": ({"queries": np.ones((3, 4))}, r"queries must have shape.*got \(3, 1, 4\)"),
     "no query": ({"queries": np.ones((2, 0, 4))}, r"queries must have shape"),
@@ -345,10 +345,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "ragged selected": ({"selected": [[0], [1, 2]]}, r"selected must be a rectangular array, got ragged lists"),
     "selected booleans of another shape": ({"selected": np.ones((2, 4), dtype=bool)}, r"selected must have shape"),
     "selected is masked": (
-        {"allowed": masked_first, "selected": [0, 0]},
+        {"allowed": MASKED_FIRST, "selected": [0, 0]},
         r"selected tokens must be allowed, token 0 of sequence 1 is masked",
     ),
-    "all masked": ({"allowed": no_token}, r"every sequence needs an allowed token, sequence 1 has none"),
+    "all masked": ({"allowed": NO_TOKEN}, r"every sequence needs an allowed token, sequence 1 has none"),
     "allowed of another shape": ({"allowed": np.ones((2, 4), dtype=bool)}, r"allowed must have shape \(2, 3\)"),
     "allowed is no boolean": ({"allowed": np.full((2, 3), 2)}, r"allowed must be boolean"),
     "offsets of another shape": ({"offsets": np.ones((2, 4))}, r"offsets must have shape"),
@@ -362,7 +362,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name: str) -> None:
     change, message = BAD[name]
-    arguments = {"tokens": good_X, "queries": good_Z, "selected": [0, 0], **change}
+    arguments = {"tokens": TOKENS, "queries": QUERIES, "selected": [0, 0], **change}
     with pytest.raises(InvalidInputError, match=message) as caught:
         TokenSelection(**arguments)
     assert isinstance(caught.value, ValueError)
@@ -373,27 +373,27 @@ def test_bad_input_in_a_batch_names_the_problem() -> None:
     selected = np.zeros((2, 2), dtype=int)
     selected[1, 0] = 7
     with pytest.raises(InvalidInputError, match="got 7 at problem 1, sequence 0"):
-        TokenSelection(np.stack([good_X, good_X]), np.stack([good_Z, good_Z]), selected)
+        TokenSelection(np.stack([TOKENS, TOKENS]), np.stack([QUERIES, QUERIES]), selected)
 
 
 @pytest.mark.parametrize("query, shown", [(3, 3), ([0, -9], -9), ([1, 7], 7)])
 def test_self_attention_names_a_query_out_of_range(query: Any, shown: int) -> None:
     with pytest.raises(InvalidInputError, match=rf"query must be a token id in \[0, 3\), got {shown}\."):
-        TokenSelection.self_attention(good_X, [0, 0], query=query)
+        TokenSelection.self_attention(TOKENS, [0, 0], query=query)
 
 
 def test_scores_are_checked() -> None:
     with pytest.raises(InvalidInputError, match="scores must be finite"):
-        TokenSelection.from_scores(good_X, good_Z, np.full((2, 3), np.nan))
+        TokenSelection.from_scores(TOKENS, QUERIES, np.full((2, 3), np.nan))
     with pytest.raises(InvalidInputError, match="scores must have shape"):
-        TokenSelection.from_scores(good_X, good_Z, np.zeros((2, 4)))
+        TokenSelection.from_scores(TOKENS, QUERIES, np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize(
     "W, message", [(np.eye(3), r"W must have shape \(4, 4\)"), (np.full((4, 4), np.nan), "finite")]
 )
 def test_matrices_are_checked(W: Any, message: str) -> None:
-    problem = TokenSelection(good_X, good_Z, [0, 0])
+    problem = TokenSelection(TOKENS, QUERIES, [0, 0])
     for method in (problem.logits, problem.margins):
         with pytest.raises(InvalidInputError, match=message):
             method(W)
