@@ -23,6 +23,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -49,6 +50,10 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 """Version of the layout of every JSON file here; it rises when a reader of the old one would misread the new one."""
+
+LOCK = ".lock"
+PART = ".part"
+"""Ending of the name of a file that is being written."""
 
 
 def _plain(value: Any) -> Any:
@@ -81,7 +86,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     RecordError
         If it cannot be written (no permission, no space).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         with temporary.open("wb") as handle:
             handle.write(content)
@@ -111,7 +116,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{path} could not be read: {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not a JSON file that attsvm wrote: {error}.") from error
 
 
@@ -148,7 +153,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        # "runs/.." is a folder of its own to mkdir, and the working directory once "runs" exists; settle what it means.
+        self.path = Path(os.path.normpath(path))
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.arrays_file = self.path / "arrays.safetensors"
@@ -160,6 +166,13 @@ class RunFolder:
     def is_complete(self) -> bool:
         """True once ``result.json`` is there, which is the last record written."""
         return self.result_file.exists()
+
+    @property
+    def holds_other_files(self) -> bool:
+        """True for a folder with files in it that cannot come from a run."""
+        names = {path.name for path in self.path.iterdir()}
+        ours = {LOCK, self.checkpoint.name, *(name for name in names if name.startswith(".") and name.endswith(PART))}
+        return not self.config_file.exists() and not names <= ours
 
     def create(self) -> None:
         """Make the folder and its parents.
@@ -181,15 +194,36 @@ class RunFolder:
         Raises
         ------
         RecordError
-            If another process holds it.
+            If another process holds it, or it cannot be written.
         """
         self.create()
-        with (self.path / ".lock").open("w") as handle:
+        try:
+            handle = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise RecordError(f"{self.path} could not be written: {error.strerror or error}.") from error
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RecordError(f"{self.path} is in use by another attsvm process.") from error
+            # Halves of files that a killed process left.
+            for half in self.path.rglob(f".*{PART}"):
+                half.unlink(missing_ok=True)
             yield
+
+    def clear(self) -> None:
+        """Remove the records, and nothing else; ``result.json`` goes first, so that what is left is not complete."""
+        records = (self.result_file, self.report_file, self.arrays_file, self.metrics_file, self.config_file)
+        for path in records:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the records and, if nothing else is in it, the folder."""
+        self.clear()
+        (self.path / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.json`` with the schema version."""
@@ -221,7 +255,7 @@ class RunFolder:
         """
         rows: list[dict[str, Any]] = []
         try:
-            lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+            lines = self.metrics_file.read_bytes().splitlines()
         except OSError as error:
             raise RecordError(f"{self.metrics_file} could not be read: {error.strerror or error}.") from error
         for number, line in enumerate(lines, start=1):

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from attsvm.cli.terminal import Bars, say
+from attsvm.errors import RecordError
 from attsvm.experiments import VerifyConfig, verify
-from attsvm.records import RunFolder, read_json
+from attsvm.records import RunFolder
 from attsvm.report import render_run
 
 __all__ = ["verify_command"]
@@ -106,7 +107,8 @@ def verify_command(
         result = verify(config, folder, command=_command(), overwrite=overwrite, progress=bars.tell)
     page = render_run(folder.path)
     if as_json:
-        print(json.dumps({**read_json(folder.result_file), "run": str(folder.path)}, ensure_ascii=False))
+        # In ASCII, which every terminal and pipe takes.
+        print(json.dumps({**folder.read_result(), "run": str(folder.path)}))
     if not quiet:
         say(_summary(result, page))
 
@@ -118,9 +120,10 @@ def _command() -> str:
 
 def _free_folder(config: VerifyConfig) -> Path:
     """``runs/NAME``, or ``runs/NAME-2`` and so on past finished runs and runs with other settings."""
-    name = Path(config.data).stem if config.data else "movie-reviews"
+    # "..", which is no data, must not become a name.
+    name = Path(config.data).stem.strip(".") if config.data else "movie-reviews"
     for number in itertools.count(1):
-        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        path = Path("runs") / f"{name or 'run'}{'' if number == 1 else f'-{number}'}"
         if not path.exists() or _can_go_on(RunFolder(path), config):
             return path
     raise AssertionError("itertools.count ended")
@@ -130,8 +133,10 @@ def _can_go_on(folder: RunFolder, config: VerifyConfig) -> bool:
     """Whether the folder holds an unfinished run with these settings."""
     if folder.is_complete or not folder.config_file.exists():
         return False
-    record = read_json(folder.config_file)
-    return isinstance(record, dict) and record.get("config") == config.model_dump(mode="json")
+    try:
+        return folder.read_config().get("config") == config.model_dump(mode="json")
+    except RecordError:
+        return False
 
 
 def _summary(result: dict[str, Any], page: Path) -> str:

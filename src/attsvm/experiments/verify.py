@@ -18,7 +18,7 @@ from attsvm.errors import AttSVMError, InvalidInputError, RecordError
 from attsvm.experiments.config import VerifyConfig
 from attsvm.experiments.sequences import Sequences, load_sequences
 from attsvm.experiments.summary import Finding, arrays_of, metrics_of, result_of, summarize
-from attsvm.records import RunFolder, package_versions, source_commit, write_arrays
+from attsvm.records import SCHEMA_VERSION, RunFolder, package_versions, source_commit, write_arrays
 from attsvm.selection import TokenSelection, token_scores
 from attsvm.solvers import Solution
 from attsvm.threads import one_thread
@@ -70,23 +70,30 @@ def verify(
         On Ctrl-C, after a checkpoint was written.
     """
     is_new = not folder.path.exists()
-    _claim(folder, config, overwrite)
+    _check_folder(folder, config, overwrite)
     with folder.lock():
         began = time.monotonic()
         versions = package_versions("torch", "numpy", "numba", "transformers", "safetensors")
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         about = {"kind": "verify", "name": folder.path.name, "command": command, "seed": config.seed}
         about |= {"versions": versions, "commit": source_commit(), "created": created}
-        folder.write_config({**about, "config": config.model_dump(mode="json")})
+        settings = {**about, "config": config.model_dump(mode="json")}
         report = progress or (lambda task, done, total, note: None)
+        if is_new:
+            folder.write_config(settings)
         try:
             sequences = load_sequences(config, progress=lambda done, total: report("embed", done, total, ""))
+            embedded = time.monotonic()
+            problem, scores = _problem(sequences, config)
         except AttSVMError:
             if is_new:  # nothing was computed: a mistake in the command leaves no folder behind
-                shutil.rmtree(folder.path, ignore_errors=True)
+                folder.discard()
             raise
-        embedded = time.monotonic()
-        problem, scores = _problem(sequences, config)
+        # Only now, so that a mistake in the command costs no earlier run.
+        if overwrite:
+            folder.clear()
+            folder.create()
+        folder.write_config(settings)
         runs = _run_all(problem, scores, config, folder, report)
         findings = {run.name: summarize(run.trajectory, run.own, run.other) for run in runs}
         seconds = {
@@ -97,27 +104,20 @@ def verify(
         }
         result = {**about, "seconds": seconds, **result_of(sequences, problem, scores, findings, config)}
         _write(folder, sequences, scores, findings, result)
-        return {"schema_version": 1, **result}
+        return {"schema_version": SCHEMA_VERSION, **result}
 
 
-def _claim(folder: RunFolder, config: VerifyConfig, overwrite: bool) -> None:
-    """Make the folder ready: new, or an unfinished run of these settings, or one that may be overwritten."""
+def _check_folder(folder: RunFolder, config: VerifyConfig, overwrite: bool) -> None:
+    """Make sure that the folder is new, or holds an unfinished run of these settings, or may be overwritten."""
     if not folder.path.exists():
         return
     if not folder.path.is_dir():
         raise InvalidInputError(f"verify: --output-dir must be a folder, got the file {folder.path}.")
-    ours = folder.config_file.exists() or not any(folder.path.iterdir())
-    leftovers = {path.name for path in folder.path.iterdir()} <= {".lock", "checkpoint"}
-    if not ours and not leftovers:
+    if folder.holds_other_files:
         raise InvalidInputError(
             f"verify: --output-dir {folder.path} must be new, or a run of attsvm; it holds other files."
         )
     if overwrite:
-        with folder.lock():
-            for path in (folder.config_file, folder.metrics_file, folder.arrays_file, folder.report_file):
-                path.unlink(missing_ok=True)
-            folder.result_file.unlink(missing_ok=True)
-            shutil.rmtree(folder.checkpoint, ignore_errors=True)
         return
     if folder.is_complete:
         raise InvalidInputError(
@@ -147,7 +147,13 @@ def _problem(sequences: Sequences, config: VerifyConfig) -> tuple[TokenSelection
     else:
         assert sequences.labels is not None
         labels = torch.from_numpy(sequences.labels)
-        v = fit_head(pool(tokens, allowed), labels, method=config.head)
+        pooled = pool(tokens, allowed)
+        if not pooled.any():
+            raise InvalidInputError(
+                f"verify: {sequences.about['source']} must have a sequence whose mean token is not 0, or scores; "
+                "no head can be fitted to zeros."
+            )
+        v = fit_head(pooled, labels, method=config.head)
         scores = token_scores(tokens, v, labels)
     queries = torch.from_numpy(sequences.queries)
     return TokenSelection.from_scores(tokens, queries, scores, allowed=allowed), scores

@@ -288,18 +288,18 @@ def certify(
     margin_part, tie_part = _weights(t, duals, equality_duals, "certify")
     weights = margin_part + tie_part
     asked, values = required(t), row_values(t, matrix)
-    size = matrix_norm(matrix, "fro")
-    slack_unit = row_sizes(t) * size
+    size, sizes, are_ties = matrix_norm(matrix, "fro"), row_sizes(t), tied(t.selected)
+    slack_unit = sizes * size
     scale = _rescale(t, values, asked, TIE_TOLERANCE * slack_unit)
-    ties = tied(t.selected) & (slack_unit > 0)
+    ties = are_ties & (slack_unit > 0)
     worst_tie = float(((values - asked).abs() / slack_unit)[ties].amax()) if bool(ties.any()) else 0.0
-    impossible = tied(t.selected) & (slack_unit == 0) & (asked != 0)
-    rows = t.asked | tied(t.selected)
+    impossible = are_ties & (slack_unit == 0) & (asked != 0)
+    rows = t.asked | are_ties
     stands_out = believable(
         scale * size,
-        float((row_sizes(t) * rows).amax()),
+        float((sizes * rows).amax()),
         float((asked * rows).amax()),
-        tolerant=bool((rows & (asked == 0)).any() or tied(t.selected).any()),
+        tolerant=bool((rows & (asked == 0)).any() or are_ties.any()),
     )
     feasible = not math.isnan(scale) and worst_tie <= TIE_TOLERANCE and not bool(impossible.any()) and stands_out
     if not feasible:
