@@ -24,7 +24,7 @@ SMALL = ("--model", "none", "--d-model", "16", "-n", "12", "--steps", "60")
 """Options of a run that takes less than a second."""
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["attsvm.cli.main", "attsvm.data", "cli.commands"])
+_SERVER.set_forkserver_preload(["cli.preload"])
 
 
 @dataclass(frozen=True)
