@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,20 @@ SMALL = ("--model", "none", "--d-model", "16", "-n", "12", "--steps", "60")
 """Options of a run that takes less than a second."""
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["cli.preload"])
+
+
+def start_server() -> None:
+    """Start the server, if it does not run yet; it finds modules where this process does."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    _SERVER.set_forkserver_preload(["cli.preload"])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ class Commands:
         )
         out.touch()
         err.touch()
+        start_server()
         process.start()
         return Running(process, out, err)
 

@@ -12,6 +12,16 @@ from cli.commands import Commands
 @pytest.fixture
 def attsvm(tmp_path: Path) -> Commands:
     """Return what runs ``attsvm`` in an empty folder, with an empty cache and no network."""
-    home = tmp_path / "home"
+    return commands_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """Return the same for all tests of a module, for runs that several of them look at."""
+    return commands_in(tmp_path_factory.mktemp("shared"))
+
+
+def commands_in(folder: Path) -> Commands:
+    home = folder / "home"
     home.mkdir()
-    return Commands(home, {"ATTSVM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"})
+    return Commands(home, {"ATTSVM_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"})

@@ -63,7 +63,7 @@ def run() -> None:
         complain(str(error))
         sys.exit(exit_code(error))
     except KeyboardInterrupt as error:
-        complain("interrupted; the same command goes on from the last checkpoint.")
+        complain("interrupted.")
         sys.exit(exit_code(error))
     except MemoryError:
         complain("out of memory; use fewer sequences (--n-sequences) or shorter ones (--max-tokens).")

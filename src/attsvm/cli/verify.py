@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from attsvm.cli.terminal import Bars, say
+from attsvm.cli.terminal import Bars, complain, say
 from attsvm.errors import RecordError
 from attsvm.experiments import VerifyConfig, verify
 from attsvm.records import RunFolder
@@ -103,8 +103,13 @@ def verify_command(
         dtype=dtype,
     )
     folder = RunFolder(output_dir if output_dir is not None else _free_folder(config))
-    with Bars(quiet=quiet) as bars:
-        result = verify(config, folder, command=_command(), overwrite=overwrite, progress=bars.tell)
+    try:
+        with Bars(quiet=quiet) as bars:
+            result = verify(config, folder, command=_command(), overwrite=overwrite, progress=bars.tell)
+    except KeyboardInterrupt:
+        again = "the same command without --overwrite" if overwrite else "the same command"
+        complain(f"verify: interrupted; {again} goes on from the last checkpoint.")
+        raise typer.Exit(130) from None
     page = render_run(folder.path)
     if as_json:
         # In ASCII, which every terminal and pipe takes.
@@ -120,8 +125,8 @@ def _command() -> str:
 
 def _free_folder(config: VerifyConfig) -> Path:
     """``runs/NAME``, or ``runs/NAME-2`` and so on past finished runs and runs with other settings."""
-    # "..", which is no data, must not become a name.
-    name = Path(config.data).stem.strip(".") if config.data else "movie-reviews"
+    # ".." is no name, and a very long one leaves no room for a number.
+    name = Path(config.data).stem.strip(".")[:100] if config.data else "movie-reviews"
     for number in itertools.count(1):
         path = Path("runs") / f"{name or 'run'}{'' if number == 1 else f'-{number}'}"
         if not path.exists() or _can_go_on(RunFolder(path), config):

@@ -178,15 +178,14 @@ def _run_all(
     stop = threading.Event()
     names = list(dict.fromkeys(config.parameterizations))
     with ThreadPoolExecutor(max_workers=min(len(names), torch.get_num_threads())) as workers:
-        jobs = [workers.submit(_run_one, name, problem, scores, config, folder, report, stop) for name in names]
         try:
+            jobs = [workers.submit(_run_one, name, problem, scores, config, folder, report, stop) for name in names]
             # A short wait at a time, so that Ctrl-C is heard.
             while wait(jobs, timeout=0.2).not_done:
                 if any(job.done() and job.exception() for job in jobs):
                     stop.set()
         except KeyboardInterrupt:
-            stop.set()
-            wait(jobs)
+            stop.set()  # leaving the block waits for the workers, which stop at their next report
             raise
     failures = [error for error in (job.exception() for job in jobs) if error is not None]
     # A run that was stopped because the other failed is not the reason.
