@@ -119,7 +119,7 @@ def descend(
     >>> str(trajectory.verdict), float(trajectory.correlation(trajectory.solution())[-1])
     ('global', 1.0)
     """
-    _check(problem, parameterization, rank, head, learning_rate, steps, record_every)
+    _check(problem, parameterization, rank, head, learning_rate, steps, record_every, seed)
     rule, step = find_loss(loss, where="descend"), find_optimizer(optimizer, where="descend")
     data, basis, scores_ = _prepare(problem, scores)
     n, Q, T, d = problem.shape
@@ -156,7 +156,14 @@ def record_steps(steps: int, every: int | None) -> list[int]:
 
 
 def _check(
-    problem: Any, parameterization: Any, rank: Any, head: Any, learning_rate: Any, steps: Any, record_every: Any
+    problem: Any,
+    parameterization: Any,
+    rank: Any,
+    head: Any,
+    learning_rate: Any,
+    steps: Any,
+    record_every: Any,
+    seed: Any,
 ) -> None:
     if not isinstance(problem, TokenSelection):
         raise InvalidInputError(f"descend: problem must be a TokenSelection, got {type(problem).__name__}.")
@@ -164,16 +171,22 @@ def _check(
         raise InvalidInputError(f'descend: parameterization must be "W" or "KQ", got {parameterization!r}.')
     if rank is not None and parameterization == "W":
         raise InvalidInputError('descend: rank must be None for parameterization="W"; it belongs to "KQ".')
-    if rank is not None and not (isinstance(rank, int) and rank >= 1):
+    if rank is not None and not _is_integer(rank, least=1):
         raise InvalidInputError(f"descend: rank must be an integer >= 1, got {rank!r}.")
     if head != "linear":
         raise UnsupportedError(f'descend: head must be "linear" in this version, got {head!r}.')
     if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < math.inf):
         raise InvalidInputError(f"descend: learning_rate must be > 0 and finite, got {learning_rate!r}.")
-    if not (isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0):
+    if not _is_integer(steps, least=0):
         raise InvalidInputError(f"descend: steps must be an integer >= 0, got {steps!r}.")
-    if record_every is not None and not (isinstance(record_every, int) and record_every >= 1):
+    if record_every is not None and not _is_integer(record_every, least=1):
         raise InvalidInputError(f"descend: record_every must be an integer >= 1 or None, got {record_every!r}.")
+    if not (_is_integer(seed, least=0) and seed < 2**63):
+        raise InvalidInputError(f"descend: seed must be an integer in [0, 2**63), got {seed!r}.")
+
+
+def _is_integer(value: Any, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _prepare(problem: TokenSelection, scores: Array) -> tuple[Data, Tensor | None, Tensor]:
@@ -248,11 +261,12 @@ class _Run:
         before = self.parameters.tensors
         changes = self.step(self.parameters.slopes(g, self.data.queries), g.log_scale, self.rate)
         after = tuple(value + change for value, change in zip(before, changes, strict=True))
-        self.parameters = self.parameters.replaced(after)
-        self.done += 1
-        if self.done == self.steps:
+        done, stalled = self.done + 1, self.stalled
+        if done == self.steps:
             moved = [(new != old).flatten(1).any(-1) for new, old in zip(after, before, strict=True)]
-            self.stalled = ~torch.stack(moved).any(0)
+            stalled = ~torch.stack(moved).any(0)
+        # One statement: Ctrl-C finds a step either taken or not, never half of one in the checkpoint.
+        self.parameters, self.done, self.stalled = self.parameters.replaced(after), done, stalled
 
     def _record(self, g: Gradient) -> None:
         W = self.parameters.matrix()
@@ -268,6 +282,8 @@ class _Run:
             return
         arrays = {f"parameter.{i}": value.cpu().numpy() for i, value in enumerate(self.parameters.tensors)}
         arrays["done"] = np.array([self.done])
+        if self.stalled is not None:
+            arrays["stalled"] = self.stalled.cpu().numpy()
         for i, name in enumerate(("W", "loss", "norm", "mass")):
             parts = [record[i] for record in self.records]
             arrays[f"record.{name}"] = torch.stack(parts).cpu().numpy() if parts else np.zeros(0)
@@ -288,6 +304,7 @@ class _Run:
         )
         self.parameters = self.parameters.replaced(tensors)
         self.done = int(saved["done"][0])
+        self.stalled = torch.from_numpy(saved["stalled"]).to(device) if "stalled" in saved else None
         columns = [torch.from_numpy(saved[f"record.{name}"]).to(device) for name in ("W", "loss", "norm", "mass")]
         self.records = [tuple(column[k] for column in columns) for k in range(len(columns[0]))]
 
@@ -295,8 +312,10 @@ class _Run:
 def _fingerprint(problem: TokenSelection, run: _Run, loss: str, optimizer: str) -> str:
     """A hash of all that decides the run's numbers."""
     digest = hashlib.sha256(repr((loss, optimizer, run.rate, run.steps, run.planned)).encode())
-    tensors = (problem.tensors.tokens, *(part for part in run.data[1:] if part is not None), *run.parameters.tensors)
-    for tensor in tensors:
+    start = run.parameters
+    for tensor in (problem.tensors.tokens, *run.data[1:], *start.tensors, start.basis, start.outside):
+        if tensor is None:
+            continue
         digest.update(repr(tuple(tensor.shape)).encode())
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
     return digest.hexdigest()

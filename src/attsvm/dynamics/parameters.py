@@ -15,6 +15,7 @@ from torch import Tensor
 from attsvm.dynamics.layer import Gradient
 from attsvm.errors import InvalidInputError
 from attsvm.selection.arrays import as_float
+from attsvm.selection.reading import require_finite
 
 __all__ = ["Parameters", "initial_parameters", "query_basis"]
 
@@ -118,8 +119,10 @@ def initial_parameters(
     if len(tensors) != (2 if parameterization == "KQ" else 1):
         raise InvalidInputError(f'{where}: init must be a pair (K, Q) of arrays for parameterization="KQ".')
     for tensor in tensors:
-        if tuple(tensor.shape[-2:]) != expected or tensor.ndim not in (2, 3) or not bool(tensor.isfinite().all()):
-            raise InvalidInputError(f"{where}: init must be finite with shape {expected}, got {tuple(tensor.shape)}.")
+        if tuple(tensor.shape) not in (expected, (batch, *expected)):
+            shapes = f"{expected} or {(batch, *expected)}"
+            raise InvalidInputError(f"{where}: init must have shape {shapes}, got {tuple(tensor.shape)}.")
+        require_finite(tensor, "init", where)
     full = [tensor.expand(batch, *expected).clone() for tensor in tensors]
     return _in_basis(full[0], full[1] if len(full) == 2 else None, basis)
 

@@ -169,7 +169,15 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"steps": 2.5}, InvalidInputError, "steps must be an integer >= 0"),
     ({"record_every": 0}, InvalidInputError, "record_every must be"),
     ({"init": "ones"}, InvalidInputError, "init must be"),
-    ({"init": np.zeros((2, 2))}, InvalidInputError, "init must be finite with shape"),
+    ({"parameterization": "KQ", "rank": True}, InvalidInputError, "rank must be an integer >= 1"),
+    ({"record_every": True}, InvalidInputError, "record_every must be"),
+    ({"seed": "one"}, InvalidInputError, "seed must be an integer"),
+    ({"seed": -1}, InvalidInputError, "seed must be an integer"),
+    ({"init": np.zeros((2, 2))}, InvalidInputError, "init must have shape"),
+    ({"init": np.zeros((3, 6, 6))}, InvalidInputError, "init must have shape"),  # a batch of another size
+    ({"init": np.full((6, 6), np.nan)}, InvalidInputError, "init must be finite, got nan at"),
+    ({"init": None}, InvalidInputError, "init must hold numbers"),
+    ({"parameterization": "KQ", "rank": 3, "init": (np.zeros((6, 3)), np.zeros((6, 2)))}, InvalidInputError, "shape"),
     ({"parameterization": "KQ", "init": np.zeros((6, 6))}, InvalidInputError, "pair"),
 ]
 
