@@ -105,6 +105,7 @@ class Commands:
     home: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     count: int = 0
+    started: list[Any] = field(default_factory=list)
 
     def start(self, *arguments: str, cwd: Path | None = None, threads: int = 2, before: Any = None) -> Running:
         """Start ``attsvm ARGUMENTS``; ``before`` (a module-level function) is called first in its process."""
@@ -115,12 +116,20 @@ class Commands:
         process = _SERVER.Process(
             target=_command,
             args=(arguments, str(cwd or self.home), str(out), str(err), dict(self.environment), threads, before),
+            daemon=True,
         )
         out.touch()
         err.touch()
         start_server()
         process.start()
+        self.started.append(process)
         return Running(process, out, err)
+
+    def close(self) -> None:
+        """End what a failed test left running."""
+        for process in self.started:
+            process.kill()
+            process.join()
 
     def __call__(self, *arguments: str, **options: Any) -> Outcome:
         """Run ``attsvm ARGUMENTS`` to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,20 @@ from cli.commands import Commands
 
 
 @pytest.fixture
-def attsvm(tmp_path: Path) -> Commands:
+def attsvm(tmp_path: Path) -> Iterator[Commands]:
     """Return what runs ``attsvm`` in an empty folder, with an empty cache and no network."""
-    return commands_in(tmp_path)
+    yield from commands_in(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Return the same for all tests of a module, for runs that several of them look at."""
-    return commands_in(tmp_path_factory.mktemp("shared"))
+    yield from commands_in(tmp_path_factory.mktemp("shared"))
 
 
-def commands_in(folder: Path) -> Commands:
+def commands_in(folder: Path) -> Iterator[Commands]:
     home = folder / "home"
     home.mkdir()
-    return Commands(home, {"ATTSVM_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"})
+    commands = Commands(home, {"ATTSVM_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"})
+    yield commands
+    commands.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def test_default_folder_is_that_of_the_interrupted_run(attsvm: Commands) -> None
 
 
 def test_overwrite_interrupted_says_how_to_go_on(attsvm: Commands, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, attsvm.home / "run")
     running = attsvm.start(*RUN, "--overwrite", before=slow_start)
     running.until(lambda: "train" in running.err.read_text())
     running.signal(signal.SIGINT)

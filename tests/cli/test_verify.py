@@ -383,6 +383,15 @@ def test_same_seed_same_run_whatever_the_threads(attsvm: Commands) -> None:
     assert one["W.weights"].tobytes() != other["W.weights"].tobytes()
 
 
+def test_seed_is_that_of_the_start_of_keys_and_queries(attsvm: Commands) -> None:
+    write_npz(attsvm.home / "a.npz")
+    for seed in ("0", "1"):
+        assert attsvm("verify", "a.npz", "--steps", "40", "--seed", seed, "-o", seed).code == 0
+    one, other = arrays_at(attsvm.home / "0"), arrays_at(attsvm.home / "1")
+    np.testing.assert_array_equal(one["W.weights"], other["W.weights"])
+    assert np.abs(one["KQ.weights"] - other["KQ.weights"]).max() > 0
+
+
 def test_number_of_sequences_is_drawn_evenly(attsvm: Commands) -> None:
     write_csv(attsvm.home / "reviews.csv")
     assert attsvm("verify", "reviews.csv", *FAST, "-n", "4", "-o", "four").code == 0
@@ -458,6 +467,7 @@ def test_documented_commands_on_own_data(attsvm: Commands) -> None:
     write_npz(attsvm.home / "data.npz")
     columns = ("--text-column", "text", "--label-column", "label")
     assert attsvm("verify", "reviews.csv", *columns, "--output-dir", "runs/reviews", *FAST).code == 0
+    assert attsvm("report", "runs/reviews").out == "runs/reviews/report.html\n"
     assert attsvm("verify", "data.npz", "--output-dir", "runs/arrays", "--steps", "60").code == 0
     done = attsvm("verify", "--json", "--quiet", *SMALL)
     assert (done.code, done.err) == (0, "")

@@ -26,6 +26,7 @@ RUN_BY = {
     "attsvm verify reviews.csv --text-column text --label-column label --output-dir runs/reviews": "tests/cli",
     "attsvm verify --json --quiet": "tests/cli",
     "attsvm verify data.npz --output-dir runs/arrays": "tests/cli",
+    "attsvm report runs/reviews": "tests/cli",
 }
 
 

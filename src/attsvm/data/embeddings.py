@@ -235,6 +235,8 @@ def _check_options(batch_size: int, device: str, dtype: str) -> None:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
         raise InvalidInputError(f"{_WHERE}: device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}.") from error
+    if kind not in ("cpu", "cuda"):
+        raise InvalidInputError(f"{_WHERE}: device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(f"{_WHERE}: device must be 'cpu' on this machine, got {device!r}: no GPU is usable.")
 

@@ -121,6 +121,7 @@ def test_a_folder_is_read_without_the_network(
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"dtype": "int8"}, "dtype must be one of float32"),
         ({"device": "quantum"}, "device must be 'cpu'"),
+        ({"device": "meta"}, "device must be 'cpu'"),
         ({"max_tokens": 2}, "max_tokens must be at least 3 for this model, got 2"),
         ({"max_tokens": -1}, "max_tokens must be at least 3"),
         ({"texts": []}, "at least one text"),
