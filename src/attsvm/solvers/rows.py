@@ -6,6 +6,7 @@ token. Rows are never expanded to d x d; tokens are stored once, however many qu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,8 @@ class Rows:
         (d, p) and (d, q) with orthonormal columns, or None for the identity.
     broken
         (k,) places (3, k) of rows that no matrix can satisfy (zero size, positive right-hand side).
+    penalty
+        Price C of a unit of slack, which bounds the multipliers of the margin rows; inf for the hard margin.
     """
 
     tokens: Floats
@@ -62,6 +65,7 @@ class Rows:
     broken: Ints
     shape: tuple[int, int, int]
     has_offsets: bool
+    penalty: float = math.inf
 
     @property
     def n_rows(self) -> int:
