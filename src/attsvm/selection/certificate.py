@@ -8,8 +8,14 @@ the offset difference $b_a - b_t$,
 * any $\lambda \ge 0$ gives the lower bound $\sum \lambda_r c_r / \|\sum \lambda_r A_r\|_*$;
 * $\lambda \ge 0$ with $\sum \lambda_r A_r = 0$ and $\sum \lambda_r c_r > 0$ proves that no W exists.
 
+With slack at a price C per unit, the soft margin,
+
+* any W gives the upper bound $\tfrac12\|W\|^2 + C \sum_r \max(0, c_r - \langle A_r, W\rangle)$;
+* any $0 \le \lambda \le C$ gives the lower bound
+  $\sum \lambda_r c_r - \tfrac12 \|\sum \lambda_r A_r\|_*^2$.
+
 Where a query selects several tokens, the row is taken for the first of them, and the ties of the others to it
-are rows with multipliers of either sign.
+are rows with multipliers of either sign; ties have no slack. With a centre W0 all of this is said of ``W - W0``.
 """
 
 from __future__ import annotations
@@ -22,14 +28,14 @@ import torch
 from torch import Tensor
 
 from attsvm.errors import InvalidInputError, UnsupportedError
-from attsvm.selection import geometry
 from attsvm.selection.arrays import Array, as_float
-from attsvm.selection.norms import Norm, check_norm, dual_norm, matrix_norm
+from attsvm.selection.constraints import combine_rows, parts, required, row_sizes, row_values, tied
+from attsvm.selection.norms import Norm, check_norm, dual_norms, matrix_norms
 
 if TYPE_CHECKING:
     from attsvm.selection.problem import ProblemTensors, TokenSelection
 
-__all__ = ["RAY_TOLERANCE", "Certificate", "RayCheck", "certify", "check_ray", "combine_rows"]
+__all__ = ["RAY_TOLERANCE", "TIE_TOLERANCE", "Certificate", "RayCheck", "believable", "certify", "check_ray"]
 
 RAY_TOLERANCE = 1e-9
 """Largest size of a ray's combination, relative to the sum of the sizes of its terms."""
@@ -43,7 +49,10 @@ ROUNDING = 2e-14
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """Bounds on the smallest norm, and how far W and the duals are from an exact pair.
+    """Bounds on the smallest objective, and how far W and the duals are from an exact pair.
+
+    Numbers for one problem, NumPy arrays (B,) for a batch. The objective is the norm (of ``W - center`` where there is
+    a centre), and for the soft margin half its square plus the price of the slack.
 
     Attributes
     ----------
@@ -51,10 +60,10 @@ class Certificate:
         Whether W, after the rescaling that the problem allows, satisfies every row in float64, with margins that
         neither rounding nor the tolerance of the ties could feign.
     scale
-        The factor that W was multiplied by: the smallest one that makes every margin row hold where the problem
-        has no offsets, 1 where it has.
+        The factor that W was multiplied by: the smallest one that makes every margin row hold; 1 where the problem
+        has offsets, a centre or slack.
     upper_bound
-        Norm of the rescaled W; +inf when it is not feasible.
+        Objective of the rescaled W; +inf when it is not feasible.
     lower_bound
         Dual bound; 0 when the duals prove nothing, +inf when they prove infeasibility.
     gap
@@ -64,21 +73,22 @@ class Certificate:
     worst_tie
         Largest difference of tied logits under the rescaled W, relative to ``||W||_F`` and the row's size.
     complementarity
-        ``sum(duals * (margins - asked)) / sum(duals * asked)`` after scaling the duals to fit W: 0 at the optimum.
+        ``sum(duals * (margins - asked)) / sum(duals * asked)``: 0 at the optimum. With slack,
+        ``penalty * sum(slack)`` is added to the numerator.
     stationarity
-        ``||W - G||_F / ||W||_F`` with G the combination of the rows, duals scaled to fit: 0 at the optimum of the
-        Frobenius norm, of no meaning for other norms (NaN).
+        ``||W - G||_F / ||W||_F`` with G the combination of the rows, for the hard margin with duals scaled to fit: 0
+        at the optimum of the Frobenius norm, of no meaning for other norms (NaN).
     """
 
-    feasible: bool
-    scale: float
-    upper_bound: float
-    lower_bound: float
-    gap: float
-    smallest_margin: float
-    worst_tie: float
-    complementarity: float
-    stationarity: float
+    feasible: Any
+    scale: Any
+    upper_bound: Any
+    lower_bound: Any
+    gap: Any
+    smallest_margin: Any
+    worst_tie: Any
+    complementarity: Any
+    stationarity: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,79 +113,13 @@ class RayCheck:
     sequences: tuple[int, ...]
 
 
-def _double(problem: TokenSelection) -> ProblemTensors:
-    if problem.is_batch:
-        raise UnsupportedError("certify: a batch is certified one problem at a time; pass problem[b].")
-    t = problem.tensors
-    return t._replace(
-        tokens=centred(t.tokens),
-        queries=t.queries.to(torch.float64),
-        offsets=None if t.offsets is None else t.offsets.to(torch.float64),
-    )
-
-
-def centred(tokens: Tensor) -> Tensor:
-    """Tokens (n, T, d) in float64, less the first of their sequence.
-
-    Only differences of tokens matter; without the part that they share, sums over them round less.
-    """
-    tokens = tokens.to(torch.float64)
-    return tokens - tokens[..., :1, :]
-
-
-def representatives(selected: Tensor) -> Tensor:
-    """Index (n, Q) of the first selected token of each query; 0 where there is none."""
-    return selected.to(torch.int8).argmax(-1)
-
-
-def tied(selected: Tensor) -> Tensor:
-    """(n, Q, T) booleans: selected tokens other than the first of their query."""
-    first = torch.zeros_like(selected).scatter_(-1, representatives(selected).unsqueeze(-1), True)
-    return selected & ~first
-
-
-def required(t: ProblemTensors) -> Tensor:
-    """``c`` (n, Q, T): margin (0 for ties) less the offset difference to the first selected token."""
-    asked = torch.where(t.asked, t.margin.expand(t.asked.shape), torch.zeros((), dtype=torch.float64))
-    if t.offsets is None:
-        return asked
-    own = t.offsets.gather(-1, representatives(t.selected).unsqueeze(-1))
-    used = t.asked | tied(t.selected)
-    return asked - torch.where(used, own - t.offsets, torch.zeros((), dtype=torch.float64))
-
-
-def combine_rows(t: ProblemTensors, weights: Tensor) -> Tensor:
-    """``sum over rows of weight * (x_first - x_t) z^T`` (d, d), for weights (n, Q, T) on margin rows and ties."""
-    first = representatives(t.selected).unsqueeze(-1)
-    coefficients = (-weights).scatter_add(-1, first, weights.sum(-1, keepdim=True))
-    return torch.einsum("nqd,nqe->de", coefficients @ t.tokens, t.queries)
-
-
-def row_values(t: ProblemTensors, W: Tensor) -> Tensor:
-    """``(x_first - x_t)^T W z`` (n, Q, T), offsets not included."""
-    values = (t.queries @ W.mT) @ t.tokens.mT
-    return values.gather(-1, representatives(t.selected).unsqueeze(-1)) - values
-
-
-def row_sizes(t: ProblemTensors) -> Tensor:
-    """``||x_first - x_t|| ||z||`` (n, Q, T), computed from the differences."""
-    n, Q, T = t.selected.shape
-    sizes = torch.empty((n, Q, T), dtype=torch.float64, device=t.tokens.device)
-    first = representatives(t.selected)
-    for q in range(Q):
-        own = torch.take_along_dim(t.tokens, first[:, q, None, None], -2)
-        sizes[:, q] = torch.linalg.vector_norm(t.tokens - own, dim=-1)
-    query_sizes: Tensor = torch.linalg.vector_norm(t.queries, dim=-1, keepdim=True)
-    return sizes * query_sizes
-
-
-def believable(norm: float, largest_row: float, largest_asked: float, *, tolerant: bool) -> bool:
+def believable(norm: Any, largest_row: Any, largest_asked: Any, *, tolerant: Any) -> Any:
     """Whether margins of the size asked for stand out from rounding, for a matrix of this Frobenius norm.
 
     Parameters
     ----------
     norm
-        ``||W||_F``.
+        ``||W||_F``; a number or a tensor, as the others.
     largest_row
         Largest size of a row.
     largest_asked
@@ -184,14 +128,14 @@ def believable(norm: float, largest_row: float, largest_asked: float, *, toleran
         Whether the problem has ties or rows that ask for 0, which hold to TIE_TOLERANCE only: a matrix large enough
         would make any margin out of that.
     """
-    noise = (100.0 * TIE_TOLERANCE if tolerant else ROUNDING) * norm * largest_row
-    return largest_asked <= 0.0 or noise <= largest_asked
+    noise = (tolerant * 100.0 * TIE_TOLERANCE + (1 - tolerant) * ROUNDING) * norm * largest_row
+    return (largest_asked <= 0.0) | (noise <= largest_asked)
 
 
 def _weights(t: ProblemTensors, duals: Array, equality_duals: Array | None, where: str) -> tuple[Tensor, Tensor]:
     """Margin weights clipped to >= 0 and tie weights, zero where no row is."""
     shape = tuple(t.selected.shape)
-    parts = []
+    checked = []
     for name, value, rows in (("duals", duals, t.asked), ("equality_duals", equality_duals, tied(t.selected))):
         tensor = torch.zeros(shape, dtype=torch.float64, device=rows.device)
         if value is not None:
@@ -200,53 +144,142 @@ def _weights(t: ProblemTensors, duals: Array, equality_duals: Array | None, wher
             raise InvalidInputError(f"{where}: {name} must have shape {shape}, got {tuple(tensor.shape)}.")
         if not bool(torch.isfinite(tensor).all()):
             raise InvalidInputError(f"{where}: {name} must be finite.")
-        parts.append(torch.where(rows, tensor, torch.zeros((), dtype=torch.float64)))
-    return parts[0].clamp(min=0.0), parts[1]
+        checked.append(torch.where(rows, tensor, torch.zeros((), dtype=torch.float64)))
+    return checked[0].clamp(min=0.0), checked[1]
 
 
-def check_ray(problem: TokenSelection, ray: Array, equality_ray: Array | None = None) -> RayCheck:
+def check_ray(
+    problem: TokenSelection,
+    ray: Array,
+    equality_ray: Array | None = None,
+    *,
+    center: Array | None = None,
+    group: Any = None,
+) -> RayCheck:
     """Check multipliers that are said to prove infeasibility.
 
     Parameters
     ----------
     problem
-        A single problem.
+        A single problem (index a batch first).
     ray
         (n, Q, T); entries that are negative count as 0.
     equality_ray
         (n, Q, T) multipliers of the ties, of either sign.
+    center
+        As in :func:`certify`.
+    group
+        As in :func:`certify`. The sequences are those of this process.
     """
-    t = _double(problem)
-    margin_part, tie_part = _weights(t, ray, equality_ray, "check_ray")
-    largest = max(float(margin_part.amax()), float(tie_part.abs().amax()))
+    if problem.is_batch:
+        raise UnsupportedError("check_ray: a ray is checked for one problem at a time; pass problem[b].")
+    margin_part, tie_part = _weights(problem.tensors, ray, equality_ray, "check_ray")
+    largest = float(_reduced(torch.stack([margin_part.amax(), tie_part.abs().amax()]).amax(), group, "max"))
     if largest == 0.0:
         return RayCheck(valid=False, residual=math.inf, value=0.0, sequences=())
     weights = (margin_part + tie_part) / largest
-    terms = float((weights.abs() * row_sizes(t)).sum())
-    size = matrix_norm(combine_rows(t, weights), "fro")
+    middle = None if center is None else problem.matrix(center, "check_ray").to(torch.float64)
+    d = problem.shape[-1]
+    sums = torch.zeros(3, dtype=torch.float64, device=weights.device)
+    combination = torch.zeros((d, d), dtype=torch.float64, device=weights.device)
+    for chosen, t in parts(problem.tensors):
+        some = weights[chosen]
+        demands = some * required(t, middle)
+        sums += torch.stack([(some.abs() * row_sizes(t)).sum(), demands.sum(), demands.abs().sum()])
+        combination += combine_rows(t, some)
+    terms, value, demanded = _reduced(sums, group, "sum").tolist()
+    size = float(torch.linalg.vector_norm(_reduced(combination, group, "sum")))
     residual = 0.0 if terms == 0.0 else size / terms
-    demands = weights * required(t)
-    value = float(demands.sum())
-    positive = value > RAY_TOLERANCE * float(demands.abs().sum())
     named = weights.abs().amax((-2, -1)) > RAY_TOLERANCE
     return RayCheck(
-        valid=residual <= RAY_TOLERANCE and positive,
+        valid=residual <= RAY_TOLERANCE and value > RAY_TOLERANCE * demanded,
         residual=residual,
         value=value,
         sequences=tuple(int(i) for i in named.nonzero().flatten()),
     )
 
 
-def _rescale(t: ProblemTensors, values: Tensor, asked: Tensor, tolerance: Tensor) -> float:
-    """The factor that makes W meet its rows: without offsets the smallest one, with offsets 1; NaN if none does."""
-    rows = t.asked
-    shortfall = torch.where(rows, asked - values, torch.zeros((), dtype=torch.float64))
-    if t.offsets is not None:
-        return math.nan if bool((shortfall > torch.where(asked == 0, tolerance, 0.0)).any()) else 1.0
-    positive = rows & (asked > 0)
-    if bool((rows & (asked == 0) & (shortfall > tolerance)).any()) or bool((values[positive] <= 0).any()):
-        return math.nan
-    return float((asked[positive] / values[positive]).amax()) if bool(positive.any()) else 0.0
+def _reduced(value: Tensor, group: Any, how: str) -> Tensor:
+    """The sum or the largest over the processes of a group; the value itself where there is none."""
+    if group is not None:
+        from torch import distributed  # not part of every build of torch
+
+        value = value.contiguous()
+        distributed.all_reduce(value, distributed.ReduceOp.SUM if how == "sum" else distributed.ReduceOp.MAX, group)
+    return value
+
+
+@dataclass(kw_only=True)
+class _Totals:
+    """Sums (B,) and largest values (B,) over the rows of each problem."""
+
+    combination: Tensor  # (B, d, d): sum(weight * A)
+    sums: Tensor  # (3, B): weight * asked, weight * value, slack
+    most: Tensor  # (8, B): see _most
+
+    @classmethod
+    def over(cls, t: ProblemTensors, W: Tensor, weights: Tensor, center: Tensor | None, scales: bool) -> _Totals:
+        """Read a batch (B, …) of problems, some sequences at a time; ``W`` (B, d, d) is the change from the centre."""
+        lead, d = W.shape[0], W.shape[-1]
+        totals = cls(
+            combination=W.new_zeros(lead, d, d),
+            sums=W.new_zeros(3, lead),
+            most=W.new_full((8, lead), -math.inf),
+        )
+        size = torch.linalg.vector_norm(W, dim=(-2, -1))[:, None, None, None]
+        for chosen, part in parts(t):
+            asked, values, some = required(part, center), row_values(part, W), weights[:, chosen]
+            short = torch.where(part.asked, asked - values, torch.zeros((), dtype=torch.float64))
+            over_rows = [some * asked, some * values, short.clamp(min=0.0)]
+            totals.sums += torch.stack([value.sum((-3, -2, -1)) for value in over_rows])
+            totals.combination += combine_rows(part, some)
+            totals.most = torch.maximum(totals.most, _most(part, asked, values, short, row_sizes(part), size, scales))
+        return totals
+
+    def reduced(self, group: Any) -> _Totals:
+        """Over all processes."""
+        return _Totals(
+            combination=_reduced(self.combination, group, "sum"),
+            sums=_reduced(self.sums, group, "sum"),
+            most=_reduced(self.most, group, "max"),
+        )
+
+
+def _most(
+    t: ProblemTensors, asked: Tensor, values: Tensor, short: Tensor, sizes: Tensor, size: Tensor, scales: bool
+) -> Tensor:
+    """Largest over the rows (8, B): factor that W needs, whether a margin row or a tie fails for good, error of a tie,
+    size of a row, right-hand side, whether a row holds to a tolerance only, and minus the smallest margin.
+    """
+    ties = tied(t.selected)
+    rows = t.asked | ties
+    unit = sizes * size
+    positive = t.asked & (asked > 0)
+    allowance = torch.where(asked == 0, TIE_TOLERANCE * unit, torch.zeros((), dtype=torch.float64))
+    if not scales:
+        ratio = torch.ones_like(values)
+        failing = t.asked & (short > allowance)
+    else:
+        ratio = (asked / values).masked_fill(~positive, 0.0)
+        failing = (t.asked & (asked == 0) & (short > allowance)) | (positive & (values <= 0))
+    error = ((values - asked).abs() / unit).masked_fill(~(ties & (unit > 0)), 0.0)
+    impossible = ties & (unit == 0) & (asked != 0)
+    loose = (rows & (asked == 0)) | ties
+    # The margin counts from the smallest selected logit, which is below the first one by what a tie is off.
+    beyond = values - asked
+    lowest = beyond.masked_fill(~ties, 0.0).amax(-1, keepdim=True).clamp(min=0.0)
+    margins = (beyond + t.margin - lowest).masked_fill(~t.asked, math.inf)
+    columns = [
+        ratio.nan_to_num(posinf=math.inf),
+        failing.double(),
+        impossible.double(),
+        error,
+        sizes * rows,
+        asked.masked_fill(~rows, -math.inf),
+        loose.double(),
+        -margins,
+    ]
+    return torch.stack([column.amax((-3, -2, -1)) for column in columns])
 
 
 def certify(
@@ -256,21 +289,32 @@ def certify(
     equality_duals: Array | None = None,
     *,
     norm: Norm = "fro",
+    penalty: float = math.inf,
+    center: Array | None = None,
+    group: Any = None,
 ) -> Certificate:
-    """Bounds on the smallest norm of a matrix that selects the tokens, from ``W`` and ``duals`` alone.
+    """Bounds on the smallest objective of a matrix that selects the tokens, from ``W`` and ``duals`` alone.
 
     Parameters
     ----------
     problem
-        A single problem (index a batch first).
+        One problem, or a batch of B.
     W
-        (d, d), any finite matrix.
+        (d, d), any finite matrix; (B, d, d) for a batch.
     duals
-        (n, Q, T); entries that are negative, or where nothing is asked, count as 0.
+        (n, Q, T), with a leading B for a batch; entries that are negative, or where nothing is asked, count as 0, and
+        entries above ``penalty`` count as it.
     equality_duals
         (n, Q, T) multipliers of the ties inside selected sets, of either sign.
     norm
         ``"fro"``, ``"nuc"``, ``"op"`` or p >= 1.
+    penalty
+        Price of a unit of slack; inf for the hard margin.
+    center
+        (d, d): the matrix from which the change is measured. Default: 0.
+    group
+        Where the sequences are spread over processes: their ``torch.distributed`` group. Every process passes its own
+        sequences and the same ``W``, and gets the certificate of the whole.
 
     Returns
     -------
@@ -283,57 +327,79 @@ def certify(
         If a shape does not fit or a value is not finite.
     """
     norm = check_norm(norm, where="certify")
-    t = _double(problem)
     matrix = problem.matrix(W, "certify").to(torch.float64)
-    margin_part, tie_part = _weights(t, duals, equality_duals, "certify")
-    weights = margin_part + tie_part
-    asked, values = required(t), row_values(t, matrix)
-    size, sizes, are_ties = matrix_norm(matrix, "fro"), row_sizes(t), tied(t.selected)
-    slack_unit = sizes * size
-    scale = _rescale(t, values, asked, TIE_TOLERANCE * slack_unit)
-    ties = are_ties & (slack_unit > 0)
-    worst_tie = float(((values - asked).abs() / slack_unit)[ties].amax()) if bool(ties.any()) else 0.0
-    impossible = are_ties & (slack_unit == 0) & (asked != 0)
-    rows = t.asked | are_ties
-    stands_out = believable(
-        scale * size,
-        float((sizes * rows).amax()),
-        float((asked * rows).amax()),
-        tolerant=bool((rows & (asked == 0)).any() or are_ties.any()),
-    )
-    feasible = not math.isnan(scale) and worst_tie <= TIE_TOLERANCE and not bool(impossible.any()) and stands_out
-    if not feasible:
-        scale = 1.0
-    upper = scale * matrix_norm(matrix, norm) if feasible else math.inf
-    combination = combine_rows(t, weights)
-    promised = float((weights * asked).sum())
-    slope = dual_norm(combination, norm)
-    lower = _lower_bound(problem, promised, slope, margin_part, tie_part)
-    fit = upper / slope if slope > 0 and math.isfinite(upper) else 1.0
-    gap = 0.0 if upper == lower == 0.0 else (upper - lower) / upper if math.isfinite(upper) else math.inf
-    asked_rows = t.asked
-    margin_values = geometry.margins(t, scale * matrix)
-    excess = torch.where(asked_rows, weights * (scale * values - asked), torch.zeros((), dtype=torch.float64))
-    distance = float(torch.linalg.vector_norm(scale * matrix - fit * combination))
+    middle = None if center is None else problem.matrix(center, "certify").to(torch.float64)
+    margin_part, tie_part = _weights(problem.tensors, duals, equality_duals, "certify")
+    margin_part = margin_part.clamp(max=penalty)
+    t = problem.tensors if problem.is_batch else _as_batch(problem.tensors)
+    change = matrix if middle is None else matrix - middle
+    change = change.expand(len(t.selected), *change.shape[-2:])
+    weights = (margin_part + tie_part).reshape(t.selected.shape)
+    scales = t.offsets is None and middle is None and math.isinf(penalty)
+    totals = _Totals.over(t, change, weights, middle, scales).reduced(group)
+    proof = _bounds(totals, change, norm, penalty)
+    for b in proof.pop("suspect").nonzero().flatten().tolist():
+        # A combination this small is rounding: it proves infeasibility, or nothing.
+        one, rays = (
+            (problem[b], (margin_part[b], tie_part[b])) if problem.is_batch else (problem, (margin_part, tie_part))
+        )
+        if check_ray(one, *rays, center=middle, group=group).valid:
+            proof["lower_bound"][b], proof["gap"][b] = math.inf, -math.inf
     return Certificate(
-        feasible=feasible,
-        scale=scale,
-        upper_bound=upper,
-        lower_bound=lower,
-        gap=gap,
-        smallest_margin=float(margin_values.amin()),
-        worst_tie=worst_tie,
-        complementarity=float(excess.sum()) / promised if promised > 0 else 0.0,
-        stationarity=(distance / (scale * size) if scale * size > 0 else 0.0) if norm == "fro" else math.nan,
+        **{name: value.cpu().numpy() if problem.is_batch else value.item() for name, value in proof.items()}
     )
 
 
-def _lower_bound(problem: TokenSelection, promised: float, slope: float, margin: Any, ties: Any) -> float:
-    if promised <= 0.0:
-        return 0.0
-    if slope > 0.0 and promised / slope < 1e12:
-        return promised / slope
-    # A combination this small is rounding: it proves infeasibility, or nothing.
-    if check_ray(problem, margin, ties).valid:
-        return math.inf
-    return promised / slope if slope > 0.0 else 0.0
+def _as_batch(t: ProblemTensors) -> ProblemTensors:
+    """One problem as a batch of one."""
+    return t._replace(
+        tokens=t.tokens[None],
+        queries=t.queries[None],
+        allowed=t.allowed[None],
+        selected=t.selected[None],
+        asked=t.asked[None],
+        offsets=None if t.offsets is None else t.offsets[None],
+        margin=t.margin if t.margin.ndim == 0 else t.margin[None],
+    )
+
+
+def _bounds(totals: _Totals, W: Tensor, norm: Norm, penalty: float) -> dict[str, Tensor]:
+    """The numbers of the certificate, (B,) each, and which lower bounds may be rounding (``suspect``)."""
+    soft = math.isfinite(penalty)
+    promised, weighted, slack = totals.sums
+    ratio, failing, impossible, worst_tie, largest_row, largest_asked, loose, least = totals.most
+    size = torch.linalg.vector_norm(W, dim=(-2, -1))
+    stands_out = believable(ratio * size, largest_row, largest_asked, tolerant=loose)
+    feasible = (impossible == 0) & (worst_tie <= TIE_TOLERANCE)
+    if not soft:
+        feasible &= (failing == 0) & torch.isfinite(ratio) & stands_out
+    # Rows that no scaling helps ask for the factor 1, if they ask for anything.
+    scale = torch.where(feasible, ratio, 1.0)
+    norms, slope = matrix_norms(W, norm), dual_norms(totals.combination, norm)
+    upper = torch.where(feasible, 0.5 * norms**2 + penalty * slack if soft else scale * norms, math.inf)
+    if soft:
+        lower = (promised - 0.5 * slope**2).clamp(min=0.0)
+        suspect = torch.zeros_like(feasible)
+        fit = torch.ones_like(slope)
+    else:
+        lower = torch.where((promised > 0) & (slope > 0), promised / slope, 0.0)
+        suspect = (promised > 0) & ((slope == 0) | (lower >= 1e12))
+        fit = torch.where((slope > 0) & torch.isfinite(upper), upper / slope, 1.0)
+    gap = torch.where(torch.isfinite(upper), (upper - lower) / upper, math.inf)
+    excess = scale * weighted - promised + (penalty * slack if soft else 0.0)
+    distance = torch.linalg.vector_norm(
+        scale[:, None, None] * W - fit[:, None, None] * totals.combination, dim=(-2, -1)
+    )
+    off = torch.where(scale * size > 0, distance / (scale * size), 0.0)
+    return {
+        "feasible": feasible,
+        "scale": scale,
+        "upper_bound": upper,
+        "lower_bound": lower,
+        "gap": torch.where((upper == 0) & (lower == 0), 0.0, gap),
+        "smallest_margin": torch.where(torch.isinf(least), math.inf, -scale * least),
+        "worst_tie": worst_tie,
+        "complementarity": torch.where(promised > 0, excess / promised, 0.0),
+        "stationarity": off if norm == "fro" else torch.full_like(off, math.nan),
+        "suspect": suspect,
+    }

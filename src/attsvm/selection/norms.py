@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attsvm.errors import InvalidInputError
 
-__all__ = ["Norm", "check_norm", "dual_norm", "matrix_norm"]
+__all__ = ["Norm", "check_norm", "dual_norm", "dual_norms", "matrix_norm", "matrix_norms"]
 
 Norm: TypeAlias = Literal["fro", "nuc", "op"] | float
 
@@ -35,25 +35,33 @@ def check_norm(norm: Norm, *, where: str) -> Norm:
     raise InvalidInputError(f'{where}: norm must be "fro", "nuc", "op" or a number p >= 1, got {norm!r}.')
 
 
+def matrix_norms(matrices: Tensor, norm: Norm) -> Tensor:
+    """Norms (…) of matrices (…, d, d), computed in float64."""
+    matrices = matrices.to(torch.float64)
+    if matrices.numel() == 0:
+        return matrices.new_zeros(matrices.shape[:-2])
+    if norm in ("nuc", "op"):
+        values: Tensor = torch.linalg.svdvals(matrices)
+        return values.sum(-1) if norm == "nuc" else values.amax(-1)
+    sizes: Tensor = torch.linalg.vector_norm(matrices, ord=2.0 if norm == "fro" else float(norm), dim=(-2, -1))
+    return sizes
+
+
+def dual_norms(matrices: Tensor, norm: Norm) -> Tensor:
+    """Norms (…) of matrices (…, d, d) in the dual of ``norm``, computed in float64."""
+    if isinstance(norm, str):
+        duals: dict[str, Norm] = {"fro": "fro", "nuc": "op", "op": "nuc"}
+        return matrix_norms(matrices, duals[norm])
+    if norm == 1:
+        return matrix_norms(matrices, math.inf)
+    return matrix_norms(matrices, 1.0 if math.isinf(norm) else norm / (norm - 1.0))
+
+
 def matrix_norm(matrix: Tensor, norm: Norm) -> float:
     """Norm of one matrix (d, d), computed in float64."""
-    matrix = matrix.to(torch.float64)
-    if matrix.numel() == 0:
-        return 0.0
-    if norm == "fro":
-        return float(torch.linalg.vector_norm(matrix))
-    if norm == "nuc":
-        return float(torch.linalg.svdvals(matrix).sum())
-    if norm == "op":
-        return float(torch.linalg.svdvals(matrix).amax())
-    return float(torch.linalg.vector_norm(matrix, ord=float(norm)))
+    return float(matrix_norms(matrix, norm))
 
 
 def dual_norm(matrix: Tensor, norm: Norm) -> float:
     """Norm of one matrix in the dual of ``norm``, computed in float64."""
-    if isinstance(norm, str):
-        duals: dict[str, Norm] = {"fro": "fro", "nuc": "op", "op": "nuc"}
-        return matrix_norm(matrix, duals[norm])
-    if norm == 1:
-        return matrix_norm(matrix, math.inf)
-    return matrix_norm(matrix, 1.0 if math.isinf(norm) else norm / (norm - 1.0))
+    return float(dual_norms(matrix, norm))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attsvm.selection.certificate import centred, representatives, required, tied
+from attsvm.selection.constraints import centred, representatives, required, tied
 from attsvm.selection.problem import TokenSelection
 
 __all__ = ["Rows", "compile_rows"]

@@ -12,7 +12,8 @@ import torch
 
 from attsvm.errors import InfeasibleError, InvalidInputError, NotConvergedError, UnsupportedError
 from attsvm.selection.arrays import Array, as_float
-from attsvm.selection.certificate import Certificate, certify, check_ray, combine_rows, tied
+from attsvm.selection.certificate import Certificate, certify, check_ray
+from attsvm.selection.constraints import combine_rows, tied
 from attsvm.selection.norms import Norm, check_norm, dual_norm
 from attsvm.selection.problem import TokenSelection
 from attsvm.solvers.frobenius import frobenius_iterates

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from attsvm.errors import InvalidInputError, UnsupportedError
-from attsvm.selection import TokenSelection, certify, check_ray
+from attsvm.selection import TokenSelection, certify, check_ray, constraints
+from attsvm.solvers import solve
 from contract.problems import E1, E2, NAMED, ZERO, select
 
 NORMS: list[Any] = ["fro", "nuc", "op", 1.0, 1.5, 3.0, math.inf]
@@ -238,12 +239,61 @@ def test_shapes_and_values_are_checked() -> None:
         certify(problem, np.eye(2), np.zeros((1, 1, 2)), norm="spectral")  # type: ignore[arg-type]
 
 
-def test_a_batch_is_certified_one_by_one() -> None:
-    batch = TokenSelection(np.ones((2, 1, 2, 2)), np.ones((2, 1, 2)), np.zeros((2, 1), dtype=int))
+def test_a_batch_is_certified_as_its_members_are(rng: np.random.Generator) -> None:
+    X, Z, chosen = rng.normal(size=(5, 3, 4, 6)), rng.normal(size=(5, 3, 6)), rng.integers(4, size=(5, 3))
+    batch = TokenSelection(X, Z, chosen)
+    W, duals = rng.normal(size=(5, 6, 6)), rng.random((5, 3, 1, 4))
+    W[0] = solve(batch[0]).W
+    for norm, penalty, center in (
+        ("fro", math.inf, None),
+        ("nuc", 2.0, None),
+        ("op", math.inf, W[1]),
+        (1.0, 0.5, W[2]),
+    ):
+        all_at_once = certify(batch, W, duals, norm=norm, penalty=penalty, center=center)  # type: ignore[arg-type]
+        for b in range(5):
+            one = certify(batch[b], W[b], duals[b], norm=norm, penalty=penalty, center=center)  # type: ignore[arg-type]
+            for name, value in vars(one).items():
+                assert getattr(all_at_once, name)[b] == pytest.approx(value, rel=1e-12, nan_ok=True), name
     with pytest.raises(UnsupportedError, match="one problem at a time"):
-        certify(batch, np.eye(2), np.zeros((1, 1, 2)))
-    with pytest.raises(UnsupportedError, match="one problem at a time"):
-        check_ray(batch, np.zeros((1, 1, 2)))
+        check_ray(batch, duals)
+
+
+def test_the_soft_margin_by_hand() -> None:
+    """One row <A, W> >= 1 of size 1 and price C: W = min(1, C) A, objective min(1/2, C - C^2/2)."""
+    problem = TokenSelection([[[1.0, 0.0], [0.0, 0.0]]], [[1.0, 0.0]], [0])
+    for C, size, value in ((4.0, 1.0, 0.5), (0.25, 0.25, 0.25 - 0.25**2 / 2)):
+        proof = certify(problem, np.diag([size, 0.0]), duals_for(problem, [9.0 if C < 1 else 1.0]), penalty=C)
+        assert proof.upper_bound == pytest.approx(value, rel=1e-15)
+        assert proof.lower_bound == pytest.approx(value, rel=1e-15)
+        assert proof.complementarity == pytest.approx(0.0, abs=1e-15)
+        assert proof.scale == 1.0
+
+
+def test_bounds_of_the_change_from_a_centre(rng: np.random.Generator) -> None:
+    """With offsets X W0 z the change is a problem of its own; the certificate must say the same of both."""
+    X, Z = rng.normal(size=(3, 4, 5)), rng.normal(size=(3, 5))
+    W0, W, duals = rng.normal(size=(5, 5)), 9.0 * rng.normal(size=(5, 5)), rng.random((3, 1, 4))
+    plain = TokenSelection(X, Z, [0, 1, 2])
+    shifted = TokenSelection(X, Z, [0, 1, 2], offsets=np.asarray(plain.logits(W0)))
+    for norm in ("fro", "nuc", 3.0):
+        moved = certify(plain, W0 + W, duals, norm=norm, center=W0)  # type: ignore[arg-type]
+        offset = certify(shifted, W, duals, norm=norm)  # type: ignore[arg-type]
+        assert moved.lower_bound == pytest.approx(offset.lower_bound, rel=1e-12)
+        assert moved.upper_bound == pytest.approx(offset.upper_bound, rel=1e-12)
+        assert moved.smallest_margin == pytest.approx(offset.smallest_margin, rel=1e-10)
+
+
+def test_reading_in_parts_changes_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, chosen = rng.normal(size=(7, 4, 5)), rng.random((7, 4, 4)) > 0.7
+    problem = TokenSelection.sequence(X, chosen, causal=False, offsets=rng.normal(size=(7, 4, 4)))
+    W, duals, ties = rng.normal(size=(5, 5)), rng.random((7, 4, 4)), rng.normal(size=(7, 4, 4))
+    whole = certify(problem, W, duals, ties, penalty=3.0)
+    monkeypatch.setattr(constraints.parts, "__kwdefaults__", {"part_bytes": 1})
+    assert len(list(constraints.parts(problem.tensors))) == 7
+    apart = certify(problem, W, duals, ties, penalty=3.0)
+    for name, value in vars(whole).items():
+        assert getattr(apart, name) == pytest.approx(value, rel=1e-12, nan_ok=True), name
 
 
 def test_float32_problems_are_certified_in_float64(rng: np.random.Generator) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attsvm.selection import TokenSelection, certify, correlation
-from attsvm.selection.certificate import combine_rows
+from attsvm.selection.constraints import combine_rows
 from attsvm.solvers import Status, solve
 from contract.problems import figure_one, sphere_problem, unit_sphere
 
