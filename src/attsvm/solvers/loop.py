@@ -17,12 +17,12 @@ import torch
 
 from attsvm.selection.certificate import RAY_TOLERANCE, believable
 from attsvm.selection.norms import Norm, dual_norm, matrix_norm
-from attsvm.solvers import coordinate
 from attsvm.solvers.repair import holds, repaired, rigid, tolerant
 from attsvm.solvers.rows import Floats, Rows
 from attsvm.solvers.solution import Status, relative_gap
+from attsvm.solvers.view import RowView
 
-__all__ = ["Iterate", "Outcome", "Progress", "run_loop"]
+__all__ = ["Iterate", "Limits", "Outcome", "Progress", "drive", "run_loop"]
 
 Progress = Callable[[int, float], None]
 """Called with (iterations, gap) at every check."""
@@ -59,21 +59,35 @@ class Outcome:
         return relative_gap(self.upper, self.lower)
 
 
-def run_loop(
-    rows: Rows,
-    iterates: Iterator[Iterate],
-    *,
-    norm: Norm,
-    tol: float,
-    max_seconds: float | None,
-    max_iterations: int | None,
-    progress: Progress | None = None,
-) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When to stop before the tolerance, and whom to tell.
+
+    Attributes
+    ----------
+    seconds, iterations
+        Limits, or None.
+    began
+        The clock (``time.monotonic()``) at which the seconds began.
+    progress
+        Called at every check.
+    keep
+        Called with the best so far at every check.
+    """
+
+    seconds: float | None = None
+    iterations: int | None = None
+    began: float = field(default_factory=time.monotonic)
+    progress: Progress | None = None
+    keep: Callable[[Outcome], None] | None = None
+
+
+def drive(view: RowView, iterates: Iterator[Iterate], *, norm: Norm, tol: float, limits: Limits) -> Outcome:
     """Drive a solver until the gap is below ``tol``, a ray is found, or a limit or Ctrl-C comes.
 
     Parameters
     ----------
-    rows
+    view
         The problem.
     iterates
         The solver.
@@ -81,38 +95,54 @@ def run_loop(
         The norm of the bounds.
     tol
         Relative gap to reach.
-    max_seconds, max_iterations
-        Limits, or None.
-    progress
-        Called at every check.
+    limits
+        When to stop before.
     """
+    rows = view.rows
     best = Outcome(W=np.zeros((rows.tokens.shape[2], rows.queries.shape[1])), dual=np.zeros(rows.n_rows))
-    began = time.monotonic()
     last = _Progress()
     try:
         for iterate in iterates:
             best.iterations = iterate.step
-            if iterate.dual is not None and _take_dual(rows, iterate.dual, norm, best):
-                best.status, best.ray = Status.INFEASIBLE, iterate.dual
+            if iterate.dual is not None and _take_dual(view, iterate.dual, norm, best):
+                best.status = Status.INFEASIBLE
                 break
             if iterate.W is not None:
-                _take_matrix(rows, iterate.W, norm, best)
+                _take_matrix(view, iterate.W, norm, best)
             best.history.append((iterate.step, best.gap))
-            if progress is not None:
-                progress(iterate.step, best.gap)
+            if limits.progress is not None:
+                limits.progress(iterate.step, best.gap)
             if best.gap <= tol:
                 best.status = Status.OPTIMAL
                 break
-            if max_seconds is not None and time.monotonic() - began > max_seconds:
+            if limits.keep is not None:
+                limits.keep(best)
+            # Of several processes the slowest clock decides for all.
+            if limits.seconds is not None and view.most(time.monotonic() - limits.began) > limits.seconds:
                 best.status = Status.TIME_LIMIT
                 break
-            if max_iterations is not None and iterate.step >= max_iterations:
+            if limits.iterations is not None and iterate.step >= limits.iterations:
                 break
             if last.stalled(best):
                 break
     except KeyboardInterrupt:
         best.status = Status.INTERRUPTED
     return best
+
+
+def run_loop(
+    rows: Rows,
+    iterates: Iterator[Iterate],
+    *,
+    norm: Norm,
+    tol: float,
+    max_seconds: float | None = None,
+    max_iterations: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """:func:`drive` for the rows of one process."""
+    limits = Limits(seconds=max_seconds, iterations=max_iterations, progress=progress)
+    return drive(RowView(rows=rows), iterates, norm=norm, tol=tol, limits=limits)
 
 
 @dataclass(kw_only=True)
@@ -130,36 +160,77 @@ class _Progress:
         return best.iterations > 1000 + (1 + PATIENCE) * self.step
 
 
-def _take_dual(rows: Rows, dual: Floats, norm: Norm, best: Outcome) -> bool:
+def _take_dual(view: RowView, dual: Floats, norm: Norm, best: Outcome) -> bool:
     """Keep the multipliers if their bound is the best; True if they are a ray that proves infeasibility."""
-    combination = coordinate.combine(rows, dual)
-    promised = float(dual @ rows.rhs)
-    if promised <= 0:
+    if math.isfinite(view.rows.penalty):
+        return _take_soft_dual(view, dual, norm, best)
+    combination = view.combine(dual)
+    promised = view.total(float(dual @ view.rows.rhs))
+    if promised <= 0 or not math.isfinite(promised):
         return False
-    terms = float(np.abs(dual) @ rows.size)
-    if float(np.linalg.norm(combination)) <= 0.5 * RAY_TOLERANCE * terms:
-        return promised > 2.0 * RAY_TOLERANCE * float(np.abs(dual) @ np.abs(rows.rhs))
-    if not np.any(combination):
-        return False
-    bound = promised / dual_norm(torch.from_numpy(combination), norm)
-    if bound > best.lower:
-        best.lower, best.dual = bound, dual
+    if _is_ray(view, dual, combination, promised):
+        best.ray = dual
+        return True
+    slope = dual_norm(torch.from_numpy(combination), norm)
+    if slope > 0.0 and promised / slope > best.lower:
+        best.lower, best.dual = promised / slope, dual
     return False
 
 
-def _take_matrix(rows: Rows, W: Floats, norm: Norm, best: Outcome) -> None:
+def _is_ray(view: RowView, dual: Floats, combination: Floats, promised: float) -> bool:
+    """Whether multipliers with a positive promise prove infeasibility, with room to spare for the judge."""
+    rows = view.rows
+    terms = view.total(float(np.abs(dual) @ rows.size))
+    if float(np.linalg.norm(combination)) > 0.5 * RAY_TOLERANCE * terms:
+        return False
+    return promised > 2.0 * RAY_TOLERANCE * view.total(float(np.abs(dual) @ np.abs(rows.rhs)))
+
+
+def _take_soft_dual(view: RowView, dual: Floats, norm: Norm, best: Outcome) -> bool:
+    """The same with slack: multipliers up to the penalty, and only ties can prove infeasibility."""
+    rows = view.rows
+    dual = np.where(rows.tie, dual, dual.clip(0.0, rows.penalty))
+    combination = view.combine(dual)
+    promised = view.total(float(dual @ rows.rhs))
+    slope = dual_norm(torch.from_numpy(combination), norm)
+    if slope > 0.0 and promised > 0.0:
+        # Of all multiples of the multipliers, the one that promises most.
+        most = view.most(float(np.where(rows.tie, 0.0, dual).max(initial=0.0)))
+        factor = min(promised / slope**2, rows.penalty / most if most > 0.0 else math.inf)
+        bound = factor * promised - 0.5 * (factor * slope) ** 2
+        if bound > best.lower:
+            best.lower, best.dual = bound, factor * dual
+    if view.total(float(rows.tie.sum())) > 0:
+        ties = np.where(rows.tie, dual, 0.0)
+        promised = view.total(float(ties @ rows.rhs))
+        if promised > 0.0 and _is_ray(view, ties, view.combine(ties), promised):
+            best.ray = ties
+            return True
+    return False
+
+
+def _take_matrix(view: RowView, W: Floats, norm: Norm, best: Outcome) -> None:
     """Keep the matrix if, scaled or repaired to satisfy every row, it is the best."""
-    values = coordinate.values(rows, W)
-    if rigid(rows).any():
-        W = repaired(rows, W, values)
-        values = coordinate.values(rows, W)
-        if not holds(rows, W, values):
-            return
-    factor = 1.0 if rows.has_offsets else scale_to_fit(rows, values)
-    size = factor * float(np.linalg.norm(W))
-    if not (math.isfinite(factor) and believable(size, rows.size.max(), rows.rhs.max(), tolerant=tolerant(rows))):
+    rows = view.rows
+    if not np.isfinite(W).all():
         return
-    upper = factor * matrix_norm(torch.from_numpy(W), norm)
+    values = view.values(W)
+    if view.total(float(rigid(rows).any())) > 0:
+        W = repaired(view, W, values)
+        values = view.values(W)
+        if view.total(float(not holds(rows, W, values))) > 0:
+            return
+    if math.isfinite(rows.penalty):
+        slack = view.total(float(np.where(rows.tie, 0.0, (rows.rhs - values).clip(min=0.0)).sum()))
+        factor, upper = 1.0, 0.5 * matrix_norm(torch.from_numpy(W), norm) ** 2 + rows.penalty * slack
+    else:
+        factor = 1.0 if rows.has_offsets else view.most(scale_to_fit(rows, values))
+        largest_row, largest_asked = view.most(rows.size.max(initial=0.0)), view.most(rows.rhs.max(initial=0.0))
+        loose = view.most(float(tolerant(rows))) > 0
+        size = factor * float(np.linalg.norm(W))
+        if not (math.isfinite(factor) and believable(size, largest_row, largest_asked, tolerant=loose)):
+            return
+        upper = factor * matrix_norm(torch.from_numpy(W), norm)
     if upper < best.upper:
         best.upper, best.W = upper, factor * W
 

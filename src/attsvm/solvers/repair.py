@@ -7,13 +7,15 @@ that fail, and on those that just hold, is added.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from attsvm.selection.certificate import TIE_TOLERANCE
-from attsvm.solvers import coordinate
-from attsvm.solvers.newton import PROXIMAL, WorkingSet
-from attsvm.solvers.rows import Bools, Floats, Rows
+from attsvm.solvers.newton import PROXIMAL
+from attsvm.solvers.rows import Bools, Floats, Ints, Rows
+from attsvm.solvers.view import RowView
 
 __all__ = ["holds", "repaired", "rigid", "tolerant"]
 
@@ -22,7 +24,12 @@ _ROOM = 1e-12
 
 
 def rigid(rows: Rows) -> Bools:
-    """Rows (R,) that no scaling of W brings into force: ties, rows that ask for 0, and with offsets all."""
+    """Rows (R,) that no scaling of W brings into force: ties, rows that ask for 0, and with offsets all.
+
+    With slack only ties must hold.
+    """
+    if math.isfinite(rows.penalty):
+        return rows.tie
     return np.asarray(rows.tie | (rows.rhs == 0.0) | rows.has_offsets)
 
 
@@ -38,12 +45,12 @@ def holds(rows: Rows, W: Floats, values: Floats) -> bool:
     return not np.any(rigid(rows) & (short > np.where(rows.tie | (rows.rhs == 0.0), allowance, 0.0)))
 
 
-def repaired(rows: Rows, W: Floats, values: Floats, *, rounds: int = 3, limit: int = 5000) -> Floats:
+def repaired(view: RowView, W: Floats, values: Floats, *, rounds: int = 3, limit: int = 5000) -> Floats:
     """``W`` plus the smallest correction that makes failing rows hold; ``W`` itself if too many rows fail.
 
     Parameters
     ----------
-    rows
+    view
         The problem.
     W
         (p, q).
@@ -54,26 +61,37 @@ def repaired(rows: Rows, W: Floats, values: Floats, *, rounds: int = 3, limit: i
     limit
         Rows that a correction may involve.
     """
+    rows = view.rows
     unit = rows.size * max(float(np.linalg.norm(W)), 1e-300)
     stiff = rigid(rows)
     member = np.zeros(rows.n_rows, dtype=bool)
     for _ in range(rounds):
         short = rows.rhs - values
         failing = np.where(rows.tie, np.abs(short) > _ROOM * unit, short > -0.5 * _ROOM * unit) & stiff
-        if not failing.any():
+        if view.total(float(failing.any())) == 0:
             break
         member |= failing | rows.tie | (stiff & (short > -1e-6 * unit))
-        index = member.nonzero()[0]
-        if len(index) > limit:
+        if view.total(float(member.sum())) > limit:
             break
-        work = WorkingSet.of(rows, index)
+        index = member.nonzero()[0]
         # Rows that hold with room to spare keep their value; the others are put just beyond their bound.
         wanted = np.where(rows.tie, short, np.maximum(short, 0.0) + _ROOM * unit)[index] / rows.size[index]
-        system = work.gram.clone()
-        system.diagonal().add_(PROXIMAL)
-        step = torch.linalg.lstsq(system, torch.from_numpy(wanted)[:, None]).solution[:, 0].numpy()
-        correction = np.zeros(rows.n_rows)
-        correction[index] = step / rows.size[index]
-        W = W + coordinate.combine(rows, correction)
-        values = coordinate.values(rows, W)
+        W = W + _least_correction(view, index, wanted)
+        values = view.values(W)
     return W
+
+
+def _least_correction(view: RowView, index: Ints, wanted: Floats) -> Floats:
+    """The smallest matrix (p, q) that changes the rows ``index``, scaled to unit size, by ``wanted``."""
+    rows = view.rows
+    D, Z = rows.differences(index), rows.queries[rows.block[index]]
+    D, Z, wanted = (view.gathered(part) for part in (_unit(D), _unit(Z), wanted))
+    left, right = torch.from_numpy(D), torch.from_numpy(Z)
+    system = (left @ left.T).mul_(right @ right.T)
+    system.diagonal().fill_(1.0 + PROXIMAL)
+    step = torch.linalg.lstsq(system, torch.from_numpy(wanted)[:, None]).solution
+    return np.asarray(((left * step).T @ right).numpy())
+
+
+def _unit(vectors: Floats) -> Floats:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

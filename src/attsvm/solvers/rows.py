@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attsvm.selection.constraints import centred, representatives, required, tied
+from attsvm.selection.constraints import centred, parts, representatives, required, row_sizes, tied
 from attsvm.selection.problem import TokenSelection
 
-__all__ = ["Rows", "compile_rows"]
+__all__ = ["Rows", "basis", "compile_rows"]
+
+BASIS_BYTES = 64 * 2**20
+"""Size of the copies that are made while looking for dependent tokens."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -108,12 +111,9 @@ class Rows:
         return np.asarray(np.where(self.tie, equality_duals[index], np.maximum(duals[index], 0.0)))
 
 
-def _basis(vectors: Floats) -> Floats | None:
-    """Orthonormal columns that span the given rows, or None when there are as many rows as dimensions."""
-    return None if vectors.shape[0] >= vectors.shape[1] else np.asarray(np.linalg.qr(vectors.T)[0])
-
-
-def compile_rows(problem: TokenSelection, *, reduce: bool = True) -> Rows:
+def compile_rows(
+    problem: TokenSelection, *, reduce: bool = True, penalty: float = math.inf, center: Floats | None = None
+) -> Rows:
     """Read the rows of a single problem.
 
     Parameters
@@ -123,47 +123,98 @@ def compile_rows(problem: TokenSelection, *, reduce: bool = True) -> Rows:
     reduce
         Whether to work in the span of the token differences x the span of the queries, which holds the minimiser
         for the Frobenius, nuclear and operator norms, when that is smaller.
+    penalty
+        Price of a unit of slack.
+    center
+        (d, d): rows are those of the change from it.
     """
     t = problem.tensors
     ties = tied(t.selected)
-    used = t.asked | ties
-    place = used.nonzero().cpu().numpy().T
-    X = _double(centred(t.tokens))
-    Z = _double(t.queries)
-    rhs = required(t._replace(offsets=None if t.offsets is None else t.offsets.double())).cpu().numpy()[tuple(place)]
-    tie = ties.cpu().numpy()[tuple(place)]
-    first = representatives(t.selected).cpu().numpy()
-    i, q, token = place
-    differences = X[i, first[i, q]] - X[i, token]
-    size = np.sqrt(np.einsum("rk,rk->r", differences, differences)) * np.linalg.norm(Z, axis=-1)[i, q]
+    place = _numpy((t.asked | ties).nonzero()).T
+    X, Z = _double(centred(t.tokens)), _double(t.queries)
+    tie = _numpy(ties)[tuple(place)]
+    size, rhs = _measured(problem, place, center)
+    first = _numpy(representatives(t.selected))
     empty = size == 0.0
     broken = empty & np.where(tie, rhs != 0.0, rhs > 0.0)
     keep = ~empty
-    i, q, token = i[keep], q[keep], token[keep]
+    i, q, token = place[:, keep]
+    # Rows come in the order of their queries, so that a block begins wherever the query changes.
     query_id = i * Z.shape[1] + q
-    blocks, start = np.unique(query_id, return_index=True)
-    b_seq, b_query = blocks // Z.shape[1], blocks % Z.shape[1]
+    start = np.append(np.flatnonzero(np.diff(query_id, prepend=-1)), len(i))
+    b_seq, b_query = i[start[:-1]], q[start[:-1]]
     queries = Z[b_seq, b_query]
-    left = _basis(differences[keep]) if reduce and keep.any() else None
-    right = _basis(queries) if reduce and keep.any() else None
+    left = right = None
+    if reduce and keep.any():
+        differences = None if len(i) >= X.shape[2] else X[i, first[i, q]] - X[i, token]
+        left = basis(differences) if differences is not None else basis(X.reshape(-1, X.shape[2]))
+        right = basis(queries)
     return Rows(
         tokens=np.ascontiguousarray(X if left is None else X @ left),
         queries=np.ascontiguousarray(queries if right is None else queries @ right),
         sequence=b_seq,
         first=first[b_seq, b_query],
-        start=np.append(start, len(i)).astype(np.int64),
+        start=start.astype(np.int64),
         token=token,
         tie=tie[keep],
         rhs=rhs[keep],
         size=size[keep],
-        place=np.stack([i, q, token]),
+        place=place if keep.all() else place[:, keep],
         left=left,
         right=right,
         broken=place[:, broken],
         shape=(X.shape[0], Z.shape[1], X.shape[1]),
-        has_offsets=t.offsets is not None,
+        has_offsets=t.offsets is not None or center is not None,
+        penalty=penalty,
     )
 
 
-def _double(tensor: Any) -> Floats:
-    return np.asarray(tensor.detach().to(device="cpu", dtype=torch.float64).numpy())
+def _measured(problem: TokenSelection, place: Ints, center: Floats | None) -> tuple[Floats, Floats]:
+    """Size and right-hand side (R,) of the rows at ``place``, read some sequences at a time."""
+    t = problem.tensors
+    middle = None if center is None else torch.from_numpy(center).to(t.tokens.device)
+    size, rhs = np.empty(place.shape[1]), np.empty(place.shape[1])
+    for chosen, part in parts(t):
+        begin, end = np.searchsorted(place[0], [chosen.start, chosen.stop])
+        i, q, token = place[:, begin:end]
+        where = (i - chosen.start, q, token)
+        size[begin:end] = _numpy(row_sizes(part))[where]
+        rhs[begin:end] = _numpy(required(part, middle))[where]
+    return size, rhs
+
+
+def basis(vectors: Floats) -> Floats | None:
+    """Orthonormal columns (d, k) that span the given rows (m, d), or None when they span everything."""
+    m, d = vectors.shape
+    if m < d:
+        return np.asarray(np.linalg.qr(vectors.T)[0])
+    lengths = np.sqrt(np.einsum("md,md->m", vectors, vectors))
+    # Unit vectors, so that no scale is taken for dependence; the Gram matrix sees only half of the digits, and
+    # settles the usual case, where nothing is dependent.
+    gram = np.zeros((d, d))
+    step = max(1, BASIS_BYTES // (8 * d))
+    for begin in range(0, m, step):
+        unit = _unit(vectors[begin : begin + step], lengths[begin : begin + step])
+        gram += unit.T @ unit
+    spectrum = np.linalg.eigvalsh(gram)
+    if spectrum[0] > 1e-9 * spectrum[-1]:
+        return None
+    triangle: Floats = np.zeros((0, d))
+    for begin in range(0, m, step):
+        unit = _unit(vectors[begin : begin + step], lengths[begin : begin + step])
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, unit]), mode="r"))
+    _, values, directions = np.linalg.svd(triangle)
+    kept = int((values > 1e-13 * values[0] * math.sqrt(m)).sum())
+    return None if kept == d else np.ascontiguousarray(directions[:kept].T)
+
+
+def _unit(vectors: Floats, lengths: Floats) -> Floats:
+    return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0)[:, None])
+
+
+def _double(tensor: torch.Tensor) -> Floats:
+    return np.asarray(_numpy(tensor.to(torch.float64)))
+
+
+def _numpy(tensor: torch.Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
