@@ -22,6 +22,9 @@ __all__ = ["holds", "repaired", "rigid", "tolerant"]
 _ROOM = 1e-12
 """How far beyond its bound a corrected row is put, relative to its size and the norm of W."""
 
+_ANCHORED = 1e-3
+"""The same, as a part of _ROOM, relative to the norm of the centre: ten times the rounding of the sum."""
+
 
 def rigid(rows: Rows) -> Bools:
     """Rows (R,) that no scaling of W brings into force: ties, rows that ask for 0, and with offsets all.
@@ -62,7 +65,7 @@ def repaired(view: RowView, W: Floats, values: Floats, *, rounds: int = 3, limit
         Rows that a correction may involve.
     """
     rows = view.rows
-    unit = rows.size * max(float(np.linalg.norm(W)), 1e-300)
+    unit = rows.size * max(float(np.linalg.norm(W)), _ANCHORED * rows.anchor, 1e-300)
     stiff = rigid(rows)
     member = np.zeros(rows.n_rows, dtype=bool)
     for _ in range(rounds):

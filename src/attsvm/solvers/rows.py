@@ -48,9 +48,13 @@ class Rows:
     left, right
         (d, p) and (d, q) with orthonormal columns, or None for the identity.
     broken
-        (k,) places (3, k) of rows that no matrix can satisfy (zero size, positive right-hand side).
+        Places (3, k) of rows that no matrix can satisfy: of zero size, but asking for something.
+    broken_rhs, broken_tie
+        (k,): their right-hand sides, and which are ties.
     penalty
         Price C of a unit of slack, which bounds the multipliers of the margin rows; inf for the hard margin.
+    anchor
+        Frobenius norm of the centre, if there is one: what W is added to, and rounded with, at the end.
     """
 
     tokens: Floats
@@ -66,9 +70,17 @@ class Rows:
     left: Floats | None
     right: Floats | None
     broken: Ints
+    broken_rhs: Floats
+    broken_tie: Bools
     shape: tuple[int, int, int]
     has_offsets: bool
     penalty: float = math.inf
+    anchor: float = 0.0
+
+    @property
+    def fatal(self) -> Bools:
+        """(k,): the broken rows that settle the problem: with slack, only ties do."""
+        return self.broken_tie if math.isfinite(self.penalty) else np.ones_like(self.broken_tie)
 
     @property
     def n_rows(self) -> int:
@@ -163,9 +175,12 @@ def compile_rows(
         left=left,
         right=right,
         broken=place[:, broken],
+        broken_rhs=rhs[broken],
+        broken_tie=tie[broken],
         shape=(X.shape[0], Z.shape[1], X.shape[1]),
         has_offsets=t.offsets is not None or center is not None,
         penalty=penalty,
+        anchor=0.0 if center is None else float(np.linalg.norm(center)),
     )
 
 

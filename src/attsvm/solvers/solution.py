@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,17 +83,19 @@ class Solution:
     status
         How the solve ended.
     upper_bound, lower_bound
-        Norm of a matrix whose rows all hold in float64 (inf if none is known), and the dual bound.
+        Norm of a matrix whose rows all hold in float64 (inf if none is known), and the dual bound. With a centre, of
+        ``W - center``; for the soft margin of ``||W||^2 / 2 + penalty * sum(slack)``.
     duals
-        (n, Q, T) >= 0, scaled to fit W: for ``"fro"`` at the optimum, W = sum(duals x (x_selected - x_t) z^T).
+        (n, Q, T) >= 0, scaled to fit W: for ``"fro"`` at the optimum, W = sum(duals x (x_selected - x_t) z^T), with a
+        dual norm of 1 for the other norms. At most ``penalty`` for the soft margin.
     equality_duals
         (n, Q, T), multipliers of the ties inside selected sets.
     support
         (n, Q, T) booleans, rows with a positive dual.
     margin
         Smallest margin under W, in logits.
-    norm
-        The norm that was minimised.
+    norm, penalty
+        The norm that was minimised, and the price of a unit of slack (inf for the hard margin).
     iterations, seconds, method
         What it took.
     ray
@@ -111,6 +114,7 @@ class Solution:
     iterations: Any
     seconds: float
     method: str
+    penalty: float = math.inf
     ray: Any = None
     history: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """(iteration, gap) at each check."""

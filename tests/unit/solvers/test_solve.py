@@ -345,16 +345,23 @@ def test_repr_and_singular_values() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "another norm": ({"norm": "op"}, UnsupportedError, 'norm must be "fro" or "nuc" in this version'),
-    "an entrywise norm": ({"norm": 3}, UnsupportedError, "norm must be"),
     "no norm": ({"norm": "l2"}, InvalidInputError, 'norm must be "fro", "nuc", "op" or a number'),
     "zero tolerance": ({"tol": 0.0}, InvalidInputError, r"tol must be in \(0, 1\), got 0.0"),
     "a tolerance of NaN": ({"tol": math.nan}, InvalidInputError, r"tol must be in \(0, 1\), got nan"),
-    "soft margin": ({"penalty": 10.0}, UnsupportedError, "penalty must be inf in this version"),
     "negative penalty": ({"penalty": -1.0}, InvalidInputError, "penalty must be > 0"),
-    "a center": ({"center": np.eye(2)}, UnsupportedError, "center is not supported"),
-    "a rank below": ({"rank": 1}, UnsupportedError, r"rank must be at least min\(queries, d\) = 2"),
-    "rank zero": ({"rank": 0}, InvalidInputError, "rank must be an integer >= 1"),
+    "a penalty of NaN": ({"penalty": math.nan}, InvalidInputError, "penalty must be > 0"),
+    "a center of another size": ({"center": np.eye(3)}, InvalidInputError, r"center must have shape \(2, 2\)"),
+    "a center with NaN": ({"center": np.full((2, 2), np.nan)}, InvalidInputError, "center must be finite"),
+    "a rank for another norm": ({"rank": 1}, InvalidInputError, 'rank must be None unless norm is "nuc"'),
+    "a rank with slack": (
+        {"rank": 1, "norm": "nuc", "penalty": 1.0},
+        InvalidInputError,
+        "rank must be None for the soft margin",
+    ),
+    "too little memory": ({"max_bytes": 1000}, InvalidInputError, "max_bytes must be at least 1048576"),
+    "a progress that is no function": ({"progress": 3}, InvalidInputError, "progress must be callable"),
+    "a warm start that is no solution": ({"warm_start": np.eye(2)}, InvalidInputError, "warm_start must be a Solution"),
+    "rank zero": ({"rank": 0, "norm": "nuc"}, InvalidInputError, "rank must be an integer >= 1"),
     "a method of the other norm": (
         {"method": "splitting"},
         InvalidInputError,
