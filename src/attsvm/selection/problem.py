@@ -328,6 +328,13 @@ class TokenSelection:
             margin=t.margin if t.margin.ndim else float(t.margin),
         )
 
+    def with_margin(self, margin: Array) -> TokenSelection:
+        """The same selection with another margin asked for: a number, or (n, Q, T)."""
+        t = self.tensors
+        return TokenSelection(
+            as_came(t.tokens, self.kind), t.queries, t.selected, allowed=t.allowed, offsets=t.offsets, margin=margin
+        )
+
     def __getitem__(self, index: int) -> TokenSelection:
         """Problem ``index`` of a batch."""
         if not self.is_batch:

@@ -37,7 +37,8 @@ class ReferenceAnswer:
     W
         (d, d) float64; None when the solver returned no matrix.
     value
-        Norm of W; +inf when the problem is infeasible, NaN when the solver gave up.
+        Norm of W (of ``W - center``), for the soft margin half its square plus the price of the slack; +inf when the
+        problem is infeasible, NaN when the solver gave up.
     status
         CVXPY's word: ``"optimal"``, ``"optimal_inaccurate"``, ``"infeasible"``, ...
     """
@@ -47,7 +48,14 @@ class ReferenceAnswer:
     status: str
 
 
-def solve_reference(problem: TokenSelection, norm: Norm = "fro", *, solver: str | None = None) -> ReferenceAnswer:
+def solve_reference(
+    problem: TokenSelection,
+    norm: Norm = "fro",
+    *,
+    penalty: float = math.inf,
+    center: Any = None,
+    solver: str | None = None,
+) -> ReferenceAnswer:
     """Find the matrix of smallest norm that selects the given tokens, with CVXPY.
 
     Parameters
@@ -56,6 +64,10 @@ def solve_reference(problem: TokenSelection, norm: Norm = "fro", *, solver: str 
         A single problem (index a batch first).
     norm
         ``"fro"``, ``"nuc"``, ``"op"`` or p >= 1 (entrywise).
+    penalty
+        Price of a unit of slack; inf for the hard margin.
+    center
+        (d, d) from which the change is measured; default 0.
     solver
         A solver that CVXPY knows. Default: ``"CLARABEL"``, with tolerances near 1e-9.
 
@@ -81,15 +93,25 @@ def solve_reference(problem: TokenSelection, norm: Norm = "fro", *, solver: str 
     d = problem.shape[-1]
     W = cvxpy.Variable((d, d))
     flat = cvxpy.vec(W, order="C")
-    margin_rows, required = _margin_rows(problem)
+    middle = np.zeros((d, d)) if center is None else np.asarray(center, dtype=np.float64)
+    margin_rows, required, sizes, pair = _margin_rows(problem)
     tie_rows, tied_to = _tie_rows(problem)
+    required, tied_to = required - margin_rows @ middle.ravel(), tied_to - tie_rows @ middle.ravel()
     scale = max(np.abs(required).max(initial=0.0), np.abs(tied_to).max(initial=0.0)) or 1.0
-    constraints = []
-    if len(required):
+    constraints, price = [], 0.0
+    if len(required) and math.isinf(penalty):
         constraints.append(margin_rows @ flat >= required / scale)
+    elif len(required):
+        # One slack for each query and dropped token, however many tokens are selected.
+        slack = cvxpy.Variable(int(pair.max()) + 1, nonneg=True)
+        constraints.append(margin_rows @ flat + cvxpy.multiply(1.0 / sizes, slack[pair]) >= required / scale)
+        price = penalty / scale * cvxpy.sum(slack)
     if len(tied_to):
         constraints.append(tie_rows @ flat == tied_to / scale)
-    program = cvxpy.Problem(cvxpy.Minimize(_objective(cvxpy, W, flat, norm)), constraints)
+    objective = _objective(cvxpy, W, flat, norm)
+    if math.isfinite(penalty):
+        objective = (objective if norm == "fro" else 0.5 * cvxpy.square(objective)) + price
+    program = cvxpy.Problem(cvxpy.Minimize(objective), constraints)
     chosen = solver or "CLARABEL"
     try:
         with warnings.catch_warnings():
@@ -103,7 +125,10 @@ def solve_reference(problem: TokenSelection, norm: Norm = "fro", *, solver: str 
     if W.value is None:
         return ReferenceAnswer(W=None, value=math.nan, status=status)
     found = scale * np.asarray(W.value, dtype=np.float64)
-    return ReferenceAnswer(W=found, value=_value(found, norm), status=status)
+    value = _value(found, norm)
+    if math.isfinite(penalty):
+        value = scale**2 * float(program.value)
+    return ReferenceAnswer(W=found + middle, value=value, status=status)
 
 
 def _objective(cvxpy: Any, W: Any, flat: Any, norm: Norm) -> Any:
@@ -122,13 +147,17 @@ def _value(W: Floats, norm: Norm) -> float:
     return float(np.linalg.norm(W.ravel(), norm))
 
 
-def _margin_rows(problem: TokenSelection) -> tuple[Floats, Floats]:
-    """``<row, W> >= required`` for each query, selected token a and token t that it must beat: (R, d * d) and (R,)."""
+def _margin_rows(problem: TokenSelection) -> tuple[Floats, Floats, Floats, Any]:
+    """``<row, W> >= required`` for each query, selected token a and token t that it must beat.
+
+    (R, d * d), (R,), the sizes (R,) that the rows were divided by, and the number (R,) of the pair of query and t.
+    """
     t = problem.tensors
     pairs = t.selected[..., :, None] & t.asked[..., None, :]
     sequence, query, own, other = pairs.nonzero().numpy(force=True).T
     margin = np.broadcast_to(t.margin.numpy(force=True), t.asked.shape)[sequence, query, other]
-    return _rows(problem, sequence, query, own, other, margin)
+    _, pair = np.unique(np.stack([sequence, query, other]), axis=1, return_inverse=True)
+    return *_rows(problem, sequence, query, own, other, margin), pair.ravel()
 
 
 def _tie_rows(problem: TokenSelection) -> tuple[Floats, Floats]:
@@ -138,13 +167,14 @@ def _tie_rows(problem: TokenSelection) -> tuple[Floats, Floats]:
     own = t.selected.numpy(force=True).argmax(-1)[sequence, query]
     later = own != other
     sequence, query, own, other = sequence[later], query[later], own[later], other[later]
-    return _rows(problem, sequence, query, own, other, np.zeros(len(other)))
+    rows, required, _ = _rows(problem, sequence, query, own, other, np.zeros(len(other)))
+    return rows, required
 
 
 def _rows(
     problem: TokenSelection, sequence: Any, query: Any, own: Any, other: Any, value: Any
-) -> tuple[Floats, Floats]:
-    """Rows ``(x_own - x_other) z^T`` of unit size, and what they are compared with: value less b_own - b_other."""
+) -> tuple[Floats, Floats, Floats]:
+    """Rows ``(x_own - x_other) z^T`` of unit size, what they are compared with (value less b_own - b_other), their sizes."""
     t = problem.tensors
     X, Z = (array.numpy(force=True).astype(np.float64) for array in (t.tokens, t.queries))
     if t.offsets is not None:
@@ -155,4 +185,4 @@ def _rows(
     size = np.linalg.norm(difference, axis=1) * np.linalg.norm(z, axis=1)
     size[size == 0.0] = 1.0
     rows = (difference / size[:, None])[:, :, None] * z[:, None, :]
-    return rows.reshape(len(value), X.shape[-1] ** 2), np.asarray(value / size)
+    return rows.reshape(len(value), X.shape[-1] ** 2), np.asarray(value / size), size

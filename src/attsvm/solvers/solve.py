@@ -26,7 +26,7 @@ from attsvm.solvers.solution import Solution, Status
 from attsvm.solvers.splitting import splitting_iterates
 from attsvm.solvers.view import RowView
 
-__all__ = ["solve"]
+__all__ = ["Failure", "reported", "solve"]
 
 Failure = Literal["raise", "warn", "ignore"]
 
@@ -152,7 +152,7 @@ def solve(
     if on_failure not in ("raise", "warn", "ignore"):
         raise InvalidInputError(f'solve: on_failure must be "raise", "warn" or "ignore", got {on_failure!r}.')
     solution = _solve_batch(problem, request) if problem.is_batch else _solve_one(problem, request)
-    return _report(solution, on_failure)
+    return reported(solution, on_failure)
 
 
 def _solve_batch(problem: TokenSelection, request: Request) -> Solution:
@@ -284,16 +284,16 @@ def _warm(view: RowView, problem: TokenSelection, request: Request) -> tuple[Flo
     return (start, matrix) if useful else (None, None)
 
 
-def _report(solution: Solution, on_failure: Failure) -> Solution:
-    """Raise or warn unless every status is OPTIMAL."""
+def reported(solution: Solution, on_failure: Failure, *, where: str = "solve: ", carried: Any = None) -> Solution:
+    """Raise or warn unless every status is OPTIMAL or LOCAL; the exception carries ``carried``, or the solution."""
     statuses = solution.status if isinstance(solution.status, tuple) else (solution.status,)
     failed = [index for index, status in enumerate(statuses) if status not in (Status.OPTIMAL, Status.LOCAL)]
     if not failed or on_failure == "ignore":
         return solution
     index = failed[0]
-    where = f"problem {index} of the batch: " if len(statuses) > 1 else ""
+    place = f"problem {index} of the batch: " if len(statuses) > 1 else ""
     ray = solution.ray[index] if isinstance(solution.ray, tuple) else solution.ray
-    message = f"solve: {where}{statuses[index].sentence}"
+    message = f"{where}{place}{statuses[index].sentence}"
     if ray is not None:
         named = ", ".join(map(str, ray.sequences[:10])) + (", ..." if len(ray.sequences) > 10 else "")
         message += f" Sequences in the proof: {named}."
@@ -303,6 +303,5 @@ def _report(solution: Solution, on_failure: Failure) -> Solution:
     if on_failure == "warn":
         warnings.warn(message, RuntimeWarning, stacklevel=3)
         return solution
-    if statuses[index] is Status.INFEASIBLE:
-        raise InfeasibleError(message, solution)
-    raise NotConvergedError(message, solution)
+    kind = InfeasibleError if statuses[index] is Status.INFEASIBLE else NotConvergedError
+    raise kind(message, solution if carried is None else carried)
