@@ -9,17 +9,23 @@ from attsvm.selection.geometry import (
     support_tokens,
     token_scores,
 )
+from attsvm.selection.graph import TokenPriorityGraph
+from attsvm.selection.next_token import CyclicSubspace, cyclic_subspace, graph_selection
 from attsvm.selection.norms import Norm
 from attsvm.selection.problem import TokenSelection
 
 __all__ = [
     "Certificate",
+    "CyclicSubspace",
     "Norm",
     "RayCheck",
+    "TokenPriorityGraph",
     "TokenSelection",
     "certify",
     "check_ray",
     "correlation",
+    "cyclic_subspace",
+    "graph_selection",
     "in_cone",
     "is_locally_optimal",
     "score_cone_margin",

@@ -174,7 +174,7 @@ def _tie_rows(problem: TokenSelection) -> tuple[Floats, Floats]:
 def _rows(
     problem: TokenSelection, sequence: Any, query: Any, own: Any, other: Any, value: Any
 ) -> tuple[Floats, Floats, Floats]:
-    """Rows ``(x_own - x_other) z^T`` of unit size, what they are compared with (value less b_own - b_other), their sizes."""
+    """Rows ``(x_own - x_other) z^T`` of unit size, what they are compared with (value less b_own - b_other), sizes."""
     t = problem.tensors
     X, Z = (array.numpy(force=True).astype(np.float64) for array in (t.tokens, t.queries))
     if t.offsets is not None:
