@@ -107,7 +107,14 @@ class Commands:
     count: int = 0
     started: list[Any] = field(default_factory=list)
 
-    def start(self, *arguments: str, cwd: Path | None = None, threads: int = 2, before: Any = None) -> Running:
+    def start(
+        self,
+        *arguments: str,
+        cwd: Path | None = None,
+        threads: int = 2,
+        before: Any = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Running:
         """Start ``attsvm ARGUMENTS``; ``before`` (a module-level function) is called first in its process."""
         self.count += 1
         streams = self.home.parent / f"{self.home.name}-streams"
@@ -115,7 +122,15 @@ class Commands:
         out, err = streams / f"{self.count}.out", streams / f"{self.count}.err"
         process = _SERVER.Process(
             target=_command,
-            args=(arguments, str(cwd or self.home), str(out), str(err), dict(self.environment), threads, before),
+            args=(
+                arguments,
+                str(cwd or self.home),
+                str(out),
+                str(err),
+                {**self.environment, **(environment or {})},
+                threads,
+                before,
+            ),
             daemon=True,
         )
         out.touch()

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from safetensors.numpy import load_file
 from typer.main import get_command
 
 from attsvm.cli.main import app
 from cli.commands import Commands
 from cli.data import arrays_at, result_at, write_csv
+from cli.problems import write_problem
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -41,7 +43,8 @@ def test_options_and_defaults_of_the_quickstart() -> None:
 
 
 def test_options_that_the_documents_name_exist(attsvm: Commands) -> None:
-    known = set(re.findall(r"--?[a-z][a-z-]*", attsvm("verify", "--help").out + attsvm("report", "--help").out))
+    help_texts = "".join(attsvm(command, "--help").out for command in ("verify", "solve", "report"))
+    known = set(re.findall(r"--?[a-z][a-z-]*", help_texts))
     for path in (DOCS / "quickstart.md", DOCS / "file-formats.md", DOCS.parent / "README.md"):
         named = {code for code in code_in(path.read_text(encoding="utf-8")) if re.fullmatch(r"--?[a-z][a-z-]*", code)}
         assert named - known == set(), path.name
@@ -73,3 +76,26 @@ def test_every_key_and_array_is_described(attsvm: Commands, feasible: bool) -> N
     rows_described = keys_of(text, "metrics.jsonl")
     first = (attsvm.home / "run" / "metrics.jsonl").read_text().splitlines()[0]
     assert set(re.findall(r'"(\w+)":', first)) <= rows_described
+
+
+@pytest.mark.parametrize("feasible", [True, False])
+def test_every_key_and_array_of_a_solution_is_described(attsvm: Commands, feasible: bool) -> None:
+    text = (DOCS / "file-formats.md").read_text(encoding="utf-8")
+    write_problem(attsvm.home / "problem.npz", guilty=None if feasible else 2)
+    assert attsvm("solve", "problem.npz", "-o", "run").code == (0 if feasible else 3)
+    result = result_at(attsvm.home / "run")
+    assert {*result, *result["seconds"]} - keys_of(text, "solve: result.json") == set()
+    arrays = set(load_file(attsvm.home / "run" / "solution.safetensors"))
+    described = keys_of(text, "solve: solution.safetensors")
+    assert arrays - described == set()
+    assert feasible or {"ray", "equality_ray"} <= arrays
+    first = (attsvm.home / "run" / "metrics.jsonl").read_text().splitlines()[0]
+    assert set(re.findall(r'"(\w+)":', first)) <= keys_of(text, "solve: metrics.jsonl")
+
+
+def test_every_key_of_a_problem_file_is_described() -> None:
+    from attsvm.data.problems import _KEYS
+
+    text = (DOCS / "file-formats.md").read_text(encoding="utf-8")
+    described = keys_of(text, "Problems")
+    assert {key for keys in _KEYS.values() for key in keys} - described == set()

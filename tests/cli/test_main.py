@@ -20,8 +20,9 @@ def plain(text: str) -> str:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["verify", "report", "--version"]),
+        ((), ["verify", "solve", "report", "--version"]),
         (("verify",), ["--text-column", "--label-column", "--parameterization", "--n-sequences", "-n", "--json", "-o"]),
+        (("solve",), ["FILE", "--norm", "--penalty", "--max-seconds", "--max-bytes", "--resume", "--json", "-o"]),
         (("report",), ["RUN", "--json", "--quiet"]),
     ],
 )
@@ -50,6 +51,9 @@ def test_without_a_command_the_help_is_shown(attsvm: Commands) -> None:
         (("verify", "--head", "forest"), ["--head", "ridge"]),
         (("verify", "--dtype", "int8"), ["--dtype", "float32"]),
         (("verify", "a.csv", "b.csv"), ["b.csv"]),
+        (("solve",), ["FILE"]),
+        (("solve", "a.npz", "--penalty", "high"), ["--penalty", "number"]),
+        (("solve", "a.npz", "--method", "magic"), ["--method", "coordinate", "primal-dual"]),
         (("report",), ["RUN"]),
     ],
 )

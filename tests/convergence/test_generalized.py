@@ -56,7 +56,7 @@ def relu_instance(seed: int, n: int, T: int, d: int) -> tuple[Tensor, ...]:
 
 
 def train_relu_head(seeds: range, d: int, *, n: int = 3, T: int = 4, steps: int = 2001) -> Runs:
-    """Normalised descent, rate 0.1, on the logistic loss of 1^T ReLU(V^T X^T s), for all seeds with a negative label."""
+    """Normalised descent, rate 0.1, logistic loss of 1^T ReLU(V^T X^T s), for all seeds with a negative label."""
     drawn = [parts for seed in seeds if bool((parts := relu_instance(seed, n, T, d))[2].lt(0).any())]
     V, X, Y, Z = (torch.stack(column) for column in zip(*drawn, strict=True))
     W, XV = uniform_start(len(X), d, 0), X @ V[:, None]
@@ -85,10 +85,11 @@ def predicted(runs: Runs) -> SVMEquivalent:
 @pytest.mark.parametrize(
     "d, seeds, accepted, expected",
     # 1 - correlation of W_fin + C W_dir, of W_dir and of the one-token solution: means over 500 accepted seeds in an
-    # independent computation. At d = 4 these are the same seeds (2,772 were looked at), with other starts.
+    # independent computation. At d = 4, and in the longer run at 6, these are the same seeds, with other starts.
     [
         (6, 700, (45, 90), (0.0177, 0.0404, 0.1435)),
         pytest.param(4, 2772, (470, 550), (0.0414, 0.0726, 0.1602), marks=pytest.mark.slow),
+        pytest.param(6, 5391, (450, 550), (0.0177, 0.0404, 0.1435), marks=pytest.mark.slow),
         pytest.param(8, 2800, (90, 150), (0.0106, 0.0146, 0.1363), marks=pytest.mark.slow),
         pytest.param(10, 4000, (45, 100), (0.0055, 0.0069, 0.1217), marks=pytest.mark.slow),
     ],
@@ -103,26 +104,28 @@ def test_figure_7(d: int, seeds: int, accepted: tuple[int, int], expected: tuple
     # Three standard errors of the difference of two means, ours and one over 500 runs.
     allowed = 3.0 * off.std(1) * (1.0 / off.shape[1] + 1.0 / 500) ** 0.5
     assert ((off.mean(1) - torch.tensor(expected)).abs() <= allowed).all()
-    if d == 4:
+    if off.shape[1] > 400:
         torch.testing.assert_close(off.mean(1), torch.tensor(expected).double(), rtol=0.2, atol=0.0)
     assert float(correlation(found.W_fin, found.W_dir).nan_to_num().abs().max()) < 1e-8
 
 
 def test_attention_of_the_prediction_is_that_of_training() -> None:
-    """softmax(X (W_fin + C W_dir) z) comes within 1e-3 of the trained one on the selected tokens, as C grows."""
+    """softmax(X (W_fin + C W_dir) z) tends to the trained one, up to what training still leaves to masked tokens."""
     runs = train_relu_head(range(1, 101), 6)
     sets = selected_from_probabilities(runs.s)
     settled = (~sets.ambiguous.any(-1) & ~sets.complete.all(-1)).nonzero().flatten().tolist()
     assert len(settled) >= 4
+    near, far = [], []
     for b in settled:
-        problem = TokenSelection(runs.X[b], runs.Z[b], sets.selected[b])
-        fin, way = solve_finite_part(problem, runs.s[b]).W, solve(problem, tol=1e-9).W
-        errors = [
-            float(((problem.logits(fin + C * way)[:, 0].softmax(-1) - runs.s[b]) * sets.selected[b]).abs().max())
-            for C in (1.0, 10.0, 100.0)
-        ]
-        assert errors[0] > errors[2]
-        assert errors[2] < 1e-3
+        problem, s = TokenSelection(runs.X[b], runs.Z[b], sets.selected[b]), runs.s[b]
+        fin, way = solve_finite_part(problem, s).W, solve(problem, tol=1e-9).W
+        for C, errors in ((1.0, near), (100.0, far)):
+            errors.append(float((problem.logits(fin + C * way)[:, 0].softmax(-1) - s).abs().max()))
+        # Shares of selected tokens agree exactly, so all that is wrong is the masked mass, at most 1e-6 a token.
+        assert far[-1] <= float((s * ~sets.selected[b]).sum(-1).max()) + 1e-9
+    # Here and there the finite part masks the others by itself; by and large it does not.
+    assert np.median(near) > 1e-2
+    assert max(far) < 1e-5
 
 
 # ------------------------------------------------------------------------------- arXiv:2403.08081
@@ -176,19 +179,28 @@ def train_next_token(data: list[Corpus], loss: str, *, learning_rate: float, ste
 def test_next_token_prediction_with_the_log_loss() -> None:
     """n=6 T=4 K=6 d=8, 4,000 steps of 0.01: correlation .986 with Graph-SVM in the paper (10 data sets, std .005)."""
     data = [corpus(seed, cyclic=True) for seed in range(1, 11)]
-    W, _ = train_next_token(data, "log", learning_rate=0.01, steps=4000)
-    found = []
-    for matrix, one in zip(W, data, strict=True):
+    W, s = train_next_token(data, "log", learning_rate=0.01, steps=4000)
+    found, kept = [], []
+    for matrix, p, one in zip(W, s, data, strict=True):
         svm = solve(graph_selection(*one), tol=1e-9)
-        subspace = cyclic_subspace(TokenPriorityGraph(one.ids, one.labels), one.E)
+        graph = TokenPriorityGraph(one.ids, one.labels)
+        subspace = cyclic_subspace(graph, one.E)
         fin = graph_finite_part(*one)
         found.append(correlation(matrix, svm.W))
+        C = (matrix * svm.W).sum() / svm.W.square().sum()
+        # The finite part is small beside the matrix, but it points the right way (at most 4e-4 in the paper).
+        assert -1e-12 < correlation(matrix, fin.W + C * svm.W) - found[-1] < 1e-3
+        for ids, attention, label in zip(graph.sequences, p, graph.labels, strict=True):
+            together = [graph.same_component(ids[-1], token, label) for token in ids]
+            kept.append(float(attention[torch.tensor(together)].sum()))
         # Half a step is as close as steps of fixed length come.
         assert float((subspace.project(matrix) - fin.W).norm()) < 0.0075
         assert float(subspace.project(svm.W).norm()) < 1e-8 * float(svm.W.norm())
     # Two means of 10 with standard deviation .005: .0022 is one standard error of their difference.
     assert np.mean(found) == pytest.approx(0.986, abs=0.005)
     assert min(found) > 0.97
+    # Probability of the label's component: from .40 to about 1.
+    assert np.mean(kept) > 0.995
 
 
 def test_next_token_prediction_with_the_squared_loss() -> None:

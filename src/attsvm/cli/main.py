@@ -1,7 +1,4 @@
-"""``attsvm``: the commands, and how errors become one sentence and an exit code.
-
-Exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 infeasible or unsupported, 130 interrupted.
-"""
+"""``attsvm``: the commands, and how errors become one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -11,9 +8,10 @@ from typing import Annotated
 import typer
 
 from attsvm import __version__
-from attsvm.cli import report, verify
+from attsvm.cli import report, solve, verify
+from attsvm.cli.exits import exit_code
 from attsvm.cli.terminal import complain
-from attsvm.errors import AttSVMError, InfeasibleError, InvalidInputError, RecordError, UnsupportedError
+from attsvm.errors import AttSVMError
 
 __all__ = ["app", "run"]
 
@@ -26,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("verify")(verify.verify_command)
+app.command("solve")(solve.solve_command)
 app.command("report")(report.report_command)
 
 
@@ -44,22 +43,11 @@ def _main(
     """Options that come before the command."""
 
 
-def exit_code(error: BaseException) -> int:
-    """The exit code of an error."""
-    if isinstance(error, InvalidInputError):
-        return 2
-    if isinstance(error, (InfeasibleError, UnsupportedError)):
-        return 3
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 1
-
-
 def run() -> None:
     """Run the command line and exit."""
     try:
         app()
-    except (AttSVMError, RecordError) as error:
+    except AttSVMError as error:
         complain(str(error))
         sys.exit(exit_code(error))
     except KeyboardInterrupt as error:

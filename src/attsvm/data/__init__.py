@@ -7,6 +7,7 @@ from attsvm.data.cache import EmbeddingCache, default_cache_dir
 from attsvm.data.embedded_text import EmbeddedText
 from attsvm.data.embeddings import embed_text
 from attsvm.data.model_files import default_model_path
+from attsvm.data.problems import FileProblem, read_problem
 from attsvm.data.random_embedding import random_embedding
 from attsvm.data.registry import load_data
 from attsvm.data.sample import load_sample, sample_names
@@ -15,6 +16,7 @@ from attsvm.data.text import LabelledText, read_labelled_text, subsample
 __all__ = [
     "EmbeddedText",
     "EmbeddingCache",
+    "FileProblem",
     "LabelledArrays",
     "LabelledText",
     "default_cache_dir",
@@ -25,6 +27,7 @@ __all__ = [
     "random_embedding",
     "read_arrays_file",
     "read_labelled_text",
+    "read_problem",
     "sample_names",
     "subsample",
 ]

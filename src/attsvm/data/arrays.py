@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attsvm.data.files import check_file, preview
+from attsvm.data.array_files import ARRAY_SUFFIXES, AnyArray, hash_arrays, load_arrays
+from attsvm.data.files import preview
 from attsvm.data.labels import label_name, signs
-from attsvm.errors import InvalidInputError, RecordError
-from attsvm.records import read_arrays
+from attsvm.errors import InvalidInputError
 
 __all__ = ["ARRAY_SUFFIXES", "LabelledArrays", "read_arrays_file"]
 
-ARRAY_SUFFIXES = (".npz", ".safetensors")
-
 FloatArray = npt.NDArray[np.floating[Any]]
-AnyArray = npt.NDArray[Any]
 
 _WHERE = "read_arrays_file"
 # Each quantity and the keys it may have in a file.
@@ -90,37 +86,10 @@ def read_arrays_file(path: Path | str) -> LabelledArrays:
         shape, type or value; the message names the key.
     """
     path = Path(path)
-    check_file(path, ARRAY_SUFFIXES, _WHERE)
-    content = _load_npz(path) if path.suffix.lower() == ".npz" else _load_safetensors(path)
+    content = load_arrays(path, _WHERE)
     keys = {quantity: _key(content, quantity) for quantity in _KEYS}
     found = {quantity: (key, content[key]) for quantity, key in keys.items() if key is not None}
     return _checked(found, path, preview(content))
-
-
-def _load_npz(path: Path) -> dict[str, AnyArray]:
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # what a damaged archive raises is up to zipfile, zlib and NumPy's header parser
-        if "pickle" in str(error).casefold() or "object array" in str(error).casefold():
-            raise InvalidInputError(
-                f"{_WHERE}: {path} must hold plain arrays, got Python objects, which are never read. "
-                "Hint: save arrays of numbers with numpy.savez."
-            ) from error
-        raise InvalidInputError(
-            f"{_WHERE}: {path} must be an .npz archive of arrays ({error or type(error).__name__})."
-        ) from error
-
-
-def _load_safetensors(path: Path) -> dict[str, AnyArray]:
-    try:
-        return read_arrays(path)
-    except RecordError as error:
-        raise InvalidInputError(f"{_WHERE}: {path} must be a safetensors file ({error}).") from error
-    except (TypeError, KeyError, AttributeError) as error:  # how safetensors says that NumPy lacks a type
-        raise InvalidInputError(
-            f"{_WHERE}: {path} must hold types that NumPy has, got {error}. Hint: save bfloat16 as float32."
-        ) from error
 
 
 def _key(content: Mapping[str, AnyArray], quantity: str) -> str | None:
@@ -154,7 +123,7 @@ def _checked(found: Mapping[str, tuple[str, AnyArray]], path: Path, held: str) -
         scores=scores,
         allowed=allowed,
         source=str(path),
-        content_hash=_hash(tokens=tokens, queries=queries, labels=labels, scores=scores, allowed=allowed),
+        content_hash=hash_arrays(tokens=tokens, queries=queries, labels=labels, scores=scores, allowed=allowed),
     )
 
 
@@ -206,12 +175,3 @@ def _allowed(key: str, value: AnyArray, *, shape: tuple[int, int]) -> npt.NDArra
     if len(empty):
         raise InvalidInputError(f"{_WHERE}: {key} must allow a token of every sequence, got none at {empty[0]}.")
     return allowed
-
-
-def _hash(**arrays: AnyArray | None) -> str:
-    digest = hashlib.sha256()
-    for name, value in arrays.items():
-        if value is not None:
-            digest.update(f"{name}:{value.dtype.str}:{value.shape};".encode())
-            digest.update(np.ascontiguousarray(value).data)
-    return digest.hexdigest()

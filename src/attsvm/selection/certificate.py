@@ -46,6 +46,9 @@ TIE_TOLERANCE = 1e-10
 ROUNDING = 2e-14
 """Size, relative to ``||W||_F`` and the row, of a margin that may be nothing but rounding."""
 
+SUM_ROUNDING = 4.5e-16
+"""Rounding of a sum, relative to the sizes of its terms: two units of float64."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
@@ -214,7 +217,7 @@ class _Totals:
     """Sums (B,) and largest values (B,) over the rows of each problem."""
 
     combination: Tensor  # (B, d, d): sum(weight * A)
-    sums: Tensor  # (3, B): weight * asked, weight * value, slack
+    sums: Tensor  # (5, B): weight * asked, weight * value, slack, |weight * asked|, |weight| * size
     most: Tensor  # (8, B): see _most
 
     @classmethod
@@ -223,17 +226,18 @@ class _Totals:
         lead, d = W.shape[0], W.shape[-1]
         totals = cls(
             combination=W.new_zeros(lead, d, d),
-            sums=W.new_zeros(3, lead),
+            sums=W.new_zeros(5, lead),
             most=W.new_full((8, lead), -math.inf),
         )
         size = torch.linalg.vector_norm(W, dim=(-2, -1))[:, None, None, None]
         for chosen, part in parts(t):
             asked, values, some = required(part, center), row_values(part, W), weights[:, chosen]
             short = torch.where(part.asked, asked - values, torch.zeros((), dtype=torch.float64))
-            over_rows = [some * asked, some * values, short.clamp(min=0.0)]
+            sizes, promises = row_sizes(part), some * asked
+            over_rows = [promises, some * values, short.clamp(min=0.0), promises.abs(), some.abs() * sizes]
             totals.sums += torch.stack([value.sum((-3, -2, -1)) for value in over_rows])
             totals.combination += combine_rows(part, some)
-            totals.most = torch.maximum(totals.most, _most(part, asked, values, short, row_sizes(part), size, scales))
+            totals.most = torch.maximum(totals.most, _most(part, asked, values, short, sizes, size, scales))
         return totals
 
     def reduced(self, group: Any) -> _Totals:
@@ -337,7 +341,8 @@ def certify(
     weights = (margin_part + tie_part).reshape(t.selected.shape)
     scales = t.offsets is None and middle is None and math.isinf(penalty)
     totals = _Totals.over(t, change, weights, middle, scales).reduced(group)
-    proof = _bounds(totals, change, norm, penalty)
+    anchor = 0.0 if middle is None else torch.linalg.vector_norm(middle, dim=(-2, -1))
+    proof = _bounds(totals, change, norm, penalty, anchor)
     for b in proof.pop("suspect").nonzero().flatten().tolist():
         # A combination this small is rounding: it proves infeasibility, or nothing.
         one, rays = (
@@ -363,10 +368,13 @@ def _as_batch(t: ProblemTensors) -> ProblemTensors:
     )
 
 
-def _bounds(totals: _Totals, W: Tensor, norm: Norm, penalty: float) -> dict[str, Tensor]:
-    """The numbers of the certificate, (B,) each, and which lower bounds may be rounding (``suspect``)."""
+def _bounds(totals: _Totals, W: Tensor, norm: Norm, penalty: float, anchor: Any) -> dict[str, Tensor]:
+    """The numbers of the certificate, (B,) each, and which lower bounds may be rounding (``suspect``).
+
+    ``anchor`` is the Frobenius norm of the centre, on which the right-hand sides were rounded.
+    """
     soft = math.isfinite(penalty)
-    promised, weighted, slack = totals.sums
+    promised, weighted, slack, demanded, terms = totals.sums
     ratio, failing, impossible, worst_tie, largest_row, largest_asked, loose, least = totals.most
     size = torch.linalg.vector_norm(W, dim=(-2, -1))
     stands_out = believable(ratio * size, largest_row, largest_asked, tolerant=loose)
@@ -377,13 +385,15 @@ def _bounds(totals: _Totals, W: Tensor, norm: Norm, penalty: float) -> dict[str,
     scale = torch.where(feasible, ratio, 1.0)
     norms, slope = matrix_norms(W, norm), dual_norms(totals.combination, norm)
     upper = torch.where(feasible, 0.5 * norms**2 + penalty * slack if soft else scale * norms, math.inf)
+    # What rounding may have added to the promise, or taken from the combination, counts against the bound.
+    sure, most = promised - SUM_ROUNDING * (demanded + anchor * terms), slope + SUM_ROUNDING * terms
     if soft:
-        lower = (promised - 0.5 * slope**2).clamp(min=0.0)
+        lower = (sure - 0.5 * most**2).clamp(min=0.0)
         suspect = torch.zeros_like(feasible)
         fit = torch.ones_like(slope)
     else:
-        lower = torch.where((promised > 0) & (slope > 0), promised / slope, 0.0)
-        suspect = (promised > 0) & ((slope == 0) | (lower >= 1e12))
+        lower = torch.where((sure > 0) & (slope > 0), sure / most, 0.0)
+        suspect = (promised > 0) & ((slope == 0) | (promised >= 1e12 * slope))
         fit = torch.where((slope > 0) & torch.isfinite(upper), upper / slope, 1.0)
     gap = torch.where(torch.isfinite(upper), (upper - lower) / upper, math.inf)
     excess = scale * weighted - promised + (penalty * slack if soft else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from attsvm.selection.graph import TokenPriorityGraph
 from attsvm.selection.problem import TokenSelection
 from attsvm.selection.reading import as_came, require_finite
 
-__all__ = ["CyclicSubspace", "cyclic_subspace", "graph_selection", "read_embeddings"]
+__all__ = ["CyclicSubspace", "cyclic_subspace", "graph_selection", "moderate", "read_embeddings"]
 
 DEPENDENT = 1e-13
 """Smallest eigenvalue of a Gram matrix of unit vectors, relative to the largest, that is not taken for rounding."""
@@ -106,15 +107,17 @@ class CyclicSubspace:
     Kept as factors: with unit columns $b_r$ and $q_r$, and an orthonormalising matrix V (R, dimension), the basis
     matrices are $\sum_r V_{rc}\, b_r q_r^\top$. They are never built unless :meth:`basis` is asked for.
 
-    Attributes are read only; make one with :func:`cyclic_subspace`.
+    Make one with :func:`cyclic_subspace`.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, kind: Kind) -> None:
-        self._left, self._right, self._kind = left, right, kind
+    def __init__(self, left: Tensor, right: Tensor, last: Tensor, kind: Kind) -> None:
+        self._left, self._right, self._last, self._kind = left, right, last, kind
         gram = (left.T @ left) * (right.T @ right)
         values, vectors = torch.linalg.eigh(gram)
         keep = values > DEPENDENT * len(values) * (values[-1] if len(values) else 0.0)
         self._mix: Tensor = vectors[:, keep] / values[keep].sqrt()
+        # Independent rows take any values, so each is a coordinate; dependent ones are limited to the range.
+        self._free: Tensor = torch.eye(len(values)).to(gram) if bool(keep.all()) else vectors[:, keep]
 
     @property
     def dimension(self) -> int:
@@ -163,22 +166,43 @@ class CyclicSubspace:
         """The orthonormal basis matrices (dimension, d, d)."""
         return self.matrix(torch.eye(self.dimension, dtype=torch.float64))
 
-    def features(self, tokens: Tensor, query: Tensor) -> Tensor:
-        """Coordinates (m, dimension) of ``x z^T`` for tokens x (m, d) and one query z (d,).
+    def logits_of_values(self, differences: Tensor, query: Tensor, last: int) -> Tensor:
+        r"""The logits $x^\top W e_k$ as a linear map (m, dimension) of the free values of W.
+
+        W is known by its values $b_r^\top W q_r$, which keep the last tokens apart where the rows are independent: a
+        better coordinate system for a loss than :meth:`coordinates`, whatever the sizes of the embeddings.
 
         Parameters
         ----------
-        tokens
-            (m, d) in float64, on the device of the embeddings.
+        differences
+            (m, d) in float64, differences of embeddings inside components of the graph of k.
         query
-            (d,).
+            (d,), the embedding of k.
+        last
+            The last token k.
         """
-        products: Tensor = (tokens @ self._left) * (query @ self._right)
-        return products @ self._mix
+        own = self._last == last
+        products: Tensor = (differences @ self._left[:, own]) * torch.linalg.vector_norm(query)
+        return products @ self._free[own]
+
+    def matrix_of_values(self, values: Tensor) -> Tensor:
+        """The matrix (d, d) of the subspace with these free values (dimension,), in float64.
+
+        Parameters
+        ----------
+        values
+            (dimension,), as :meth:`logits_of_values` takes them.
+        """
+        wanted = self._free @ values
+        W = self._matrix(wanted @ self._mix)
+        return W + self._matrix((wanted - self._values(W)) @ self._mix)  # as in project
+
+    def _values(self, W: Tensor) -> Tensor:
+        inner: Tensor = (self._left * (W @ self._right)).sum(-2)
+        return inner
 
     def _coordinates(self, W: Tensor) -> Tensor:
-        inner: Tensor = (self._left * (W @ self._right)).sum(-2)
-        return inner @ self._mix
+        return self._values(W) @ self._mix
 
     def _matrix(self, c: Tensor) -> Tensor:
         weighted: Tensor = self._left * (c @ self._mix.T)[..., None, :]
@@ -239,8 +263,9 @@ def cyclic_subspace(graph: TokenPriorityGraph, embeddings: Array) -> CyclicSubsp
     largest = max(token for ids in graph.sequences for token in ids)
     if largest >= len(E):
         raise InvalidInputError(f"{where}: embeddings must have a row for every id, id {largest} has none of {len(E)}.")
-    E = E.double()
+    E, _ = moderate(E.double())
     left, right = ([E.new_zeros(E.shape[1], 0)] for _ in range(2))
+    lasts: list[int] = []
     for last in graph.last_tokens:
         size = float(torch.linalg.vector_norm(E[last]))
         pairs = [(c[0], j) for c in graph.components(last) for j in c[1:]]
@@ -250,7 +275,15 @@ def cyclic_subspace(graph: TokenPriorityGraph, embeddings: Array) -> CyclicSubsp
         columns = _orthonormal((E[i] - E[j]).T)
         left.append(columns)
         right.append((E[last] / size)[:, None].expand(-1, columns.shape[1]))
-    return CyclicSubspace(torch.cat(left, 1), torch.cat(right, 1), kind)
+        lasts += [last] * columns.shape[1]
+    owners = torch.tensor(lasts, dtype=torch.int64, device=E.device)
+    return CyclicSubspace(torch.cat(left, 1), torch.cat(right, 1), owners, kind)
+
+
+def moderate(E: Tensor) -> tuple[Tensor, float]:
+    """E over a power of two, largest entry in [1, 2), and that power: nothing is rounded, and no product overflows."""
+    power = math.ldexp(1.0, math.frexp(float(E.abs().amax()))[1] - 1)
+    return E / power, power
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

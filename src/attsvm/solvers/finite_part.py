@@ -8,17 +8,19 @@ does that. So its minimum exists, is unique, and Newton's method with backtracki
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from attsvm.errors import InvalidInputError, NotConvergedError
 from attsvm.selection.arrays import Array
 from attsvm.selection.graph import TokenPriorityGraph
-from attsvm.selection.next_token import CyclicSubspace, cyclic_subspace, read_embeddings
+from attsvm.selection.next_token import CyclicSubspace, cyclic_subspace, moderate, read_embeddings
 
 __all__ = ["GraphFinitePart", "graph_finite_part"]
 
@@ -33,15 +35,16 @@ class GraphFinitePart:
         (d, d), of the embeddings' kind, dtype and device; 0 where the graph is acyclic.
     loss
         Mean log-loss over all sequences, cut to the component of the label.
-    gradient_norm
-        Frobenius norm of the loss's gradient in the subspace.
+    decrement
+        Newton's decrement at W: the root of ``g^T H^-1 g`` with gradient g and Hessian H of the loss. It does not
+        depend on the scale of the embeddings; the loss stands about half its square above the minimum.
     iterations
         Newton steps.
     """
 
     W: Any
     loss: float
-    gradient_norm: float
+    decrement: float
     iterations: int
 
 
@@ -65,7 +68,7 @@ def graph_finite_part(
         As in :class:`~attsvm.selection.TokenPriorityGraph`. Repeated ids and repeated sequences count as often as they
         occur.
     tol
-        Stop when the gradient's norm is at most this. Must be > 0.
+        Stop when Newton's decrement is at most this. Must be in (0, 1).
     max_iterations
         Newton steps at most.
 
@@ -79,8 +82,8 @@ def graph_finite_part(
     InvalidInputError
         If an argument is not what it must be.
     NotConvergedError
-        If the tolerance was not reached: embeddings of one component are too nearly equal, or the last tokens too
-        nearly dependent, for float64. Its ``solution`` is the best result found.
+        If the tolerance was not reached: embeddings of one component, or of last tokens, are too nearly dependent for
+        float64. Its ``solution`` is the best result found.
 
     Notes
     -----
@@ -100,32 +103,39 @@ def graph_finite_part(
     array([ 0.3466, -0.3466])
     """
     where = "graph_finite_part"
-    if not (isinstance(tol, (int, float)) and 0 < tol < 1):
+    if not (isinstance(tol, (int, float, np.floating)) and 0 < tol < 1):
         raise InvalidInputError(f"{where}: tol must be in (0, 1), got {tol!r}.")
-    if not (isinstance(max_iterations, int) and max_iterations >= 0):
+    whole = isinstance(max_iterations, (int, np.integer)) and not isinstance(max_iterations, bool)
+    if not (whole and max_iterations >= 0):
         raise InvalidInputError(f"{where}: max_iterations must be an integer >= 0, got {max_iterations!r}.")
     E, kind = read_embeddings(embeddings, where)
     graph = TokenPriorityGraph(sequences, labels, d_vocab=len(E))
-    E = E.double()
+    E, power = moderate(E.double())
     subspace = cyclic_subspace(graph, E)
     samples = _reduced_samples(graph, subspace, E)
-    c, loss, size, steps = _newton(samples, E.new_zeros(subspace.dimension), tol=tol, max_iterations=max_iterations)
-    result: Any = GraphFinitePart(W=kind.back(subspace.matrix(c)), loss=loss, gradient_norm=size, iterations=steps)
-    if not size <= tol:
-        raise NotConvergedError(
-            f"{where}: the gradient stands at {size:.1e} after {steps} steps, above tol = {tol:.1e}. Embeddings of "
-            "tokens that compete may be too nearly equal, or those of last tokens too nearly dependent.",
-            result,
+    start = E.new_zeros(subspace.dimension)
+    c, loss, decrement, steps = _newton(samples, start, tol=float(tol), max_iterations=int(max_iterations))
+    W = (subspace.matrix_of_values(c) / power / power).to(kind.dtype)
+    if bool(W.isinf().any()) or (bool(c.any()) and not bool(W.any())):
+        raise InvalidInputError(
+            f"{where}: embeddings must be of a size whose inverse square {kind.dtype} holds, got {power:.0e}."
         )
-    answer: GraphFinitePart = result
-    return answer
+    result = GraphFinitePart(W=kind.back(W), loss=loss, decrement=decrement, iterations=steps)
+    if not decrement <= tol:
+        carried: Any = result
+        raise NotConvergedError(
+            f"{where}: Newton's decrement stands at {decrement:.1e} after {steps} steps, above tol = {tol:.1e}. "
+            "Embeddings of tokens that compete, or of last tokens, may be too nearly dependent.",
+            carried,
+        )
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
     """The reduced samples of one last token, merged where they are the same."""
 
-    features: Tensor  # (m, D): coordinates of x z^T for its m tokens
+    features: Tensor  # (m, D): logit of x - x' by the unknowns, for its m tokens x and x' the first of x's component
     token: Tensor  # (S, T): rows of features, 0 where padded
     log_count: Tensor  # (S, T): how often the token occurs, -inf where padded
     label: Tensor  # (S,): place of the label in the sample
@@ -161,13 +171,15 @@ def _reduced_samples(graph: TokenPriorityGraph, subspace: CyclicSubspace, E: Ten
     for last, samples in sorted(merged.items()):
         tokens = sorted({token for _, counts in samples for token, _ in counts})
         row = {token: place for place, token in enumerate(tokens)}
+        # Softmax sees differences only, and taken early they keep the digits of embeddings that are nearly equal.
+        anchors = [graph.component(last, token)[0] for token in tokens]
         pad = torch.nn.utils.rnn.pad_sequence
         places = [torch.tensor([row[token] for token, _ in counts]) for _, counts in samples]
         counted = [torch.tensor([float(count) for _, count in counts]).double() for _, counts in samples]
         labels = [[token for token, _ in counts].index(label) for label, counts in samples]
         groups.append(
             _Samples(
-                features=subspace.features(E[tokens], E[last]),
+                features=subspace.logits_of_values(E[tokens] - E[anchors], E[last], last),
                 token=pad(places, batch_first=True).to(E.device),
                 log_count=pad(counted, batch_first=True).log().to(E.device),
                 label=torch.tensor(labels, device=E.device),
@@ -178,20 +190,22 @@ def _reduced_samples(graph: TokenPriorityGraph, subspace: CyclicSubspace, E: Ten
 
 
 def _newton(samples: list[_Samples], c: Tensor, *, tol: float, max_iterations: int) -> tuple[Tensor, float, float, int]:
-    """Coordinates, loss, size of the gradient and steps, from the start ``c`` (D,)."""
+    """Coordinates, loss, Newton's decrement and steps, from the start ``c`` (D,)."""
     loss, steps = _loss(samples, c), 0
     while True:
         slope, curvature = torch.zeros_like(c), c.new_zeros(len(c), len(c))
         for group in samples:
             g, H = group.slopes(c)
             slope, curvature = slope + g, curvature + H
-        size = float(torch.linalg.vector_norm(slope))
-        if size <= tol or steps == max_iterations:
-            return c, loss, size, steps
-        direction = _regular_solve(curvature, slope)
-        after = _backtrack(samples, c, loss, direction, float(slope @ direction))
+        direction = _newton_direction(curvature, slope)
+        square = float(slope @ direction)
+        # A square below 0, or NaN, is no decrement: nothing is claimed then.
+        decrement = math.sqrt(square) if square >= 0.0 else math.inf
+        if decrement <= tol or steps == max_iterations:
+            return c, loss, decrement, steps
+        after = _backtrack(samples, c, loss, direction, square)
         if after is None:
-            return c, loss, size, steps
+            return c, loss, decrement, steps
         c, loss = after
         steps += 1
 
@@ -215,12 +229,11 @@ def _loss(samples: list[_Samples], c: Tensor) -> float:
     return float(sum(group.weight @ group.parts(c)[0] for group in samples))
 
 
-def _regular_solve(curvature: Tensor, slope: Tensor) -> Tensor:
-    """Newton's direction; rounding may cost the Hessian its last positive eigenvalues, a ridge gives them back."""
-    ridge = 0.0
-    largest = float(curvature.diagonal().amax())
-    while True:
-        factor, info = torch.linalg.cholesky_ex(curvature + ridge * torch.eye(len(slope)).to(curvature))
+def _newton_direction(curvature: Tensor, slope: Tensor) -> Tensor:
+    """``H^-1 g``; rounding may cost the Hessian its smallest eigenvalues, a ridge gives them back. NaN if none does."""
+    for ridge in (0.0, 1e-15, 1e-13, 1e-11, 1e-9):
+        # Relative to each coordinate's own size, since embeddings may differ much in theirs.
+        factor, info = torch.linalg.cholesky_ex(curvature + ridge * curvature.diagonal().diag())
         if int(info) == 0:
             return torch.cholesky_solve(slope[:, None], factor)[:, 0]
-        ridge = max(10.0 * ridge, 1e-16 * largest)
+    return torch.full_like(slope, torch.nan)

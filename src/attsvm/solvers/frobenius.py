@@ -1,51 +1,67 @@
-"""The Frobenius-norm solver: coordinate descent finds the rows that matter, Newton finishes on them."""
+"""The Frobenius-norm solver: coordinate descent comes near, a semismooth Newton method finishes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from attsvm.solvers import coordinate
 from attsvm.solvers.loop import Iterate
-from attsvm.solvers.newton import MAX_WORKING_SET, WorkingSet, proximal_step, worst
-from attsvm.solvers.rows import Bools, Floats, Ints, Rows
+from attsvm.solvers.operator import CompiledOperator, RowOperator
+from attsvm.solvers.rows import Floats, Rows
+from attsvm.solvers.semismooth import MAX_BYTES, multiplier_iterates
 
 __all__ = ["frobenius_iterates"]
 
+ALONE = 1.0
+"""eps to begin with where coordinate descent has not come near."""
 
-def frobenius_iterates(rows: Rows, *, start: Floats | None = None, method: str = "auto") -> Iterator[Iterate]:
+
+def frobenius_iterates(
+    rows: Rows,
+    *,
+    start: Floats | None = None,
+    method: str = "auto",
+    max_bytes: float | None = None,
+    device: Any = "cpu",
+    group: Any = None,
+) -> Iterator[Iterate]:
     """Iterates of the dual method, without end; the caller stops on the gap.
 
     Parameters
     ----------
     rows
-        The problem.
+        The problem, or this process's part of it.
     start
         Multipliers (R,) to begin with.
     method
-        ``"coordinate"`` for coordinate descent alone, ``"auto"`` to finish with Newton.
+        ``"coordinate"`` for coordinate descent alone, ``"newton"`` for Newton steps alone, ``"auto"`` for both.
+    max_bytes
+        Size of a Gram matrix at most.
+    device
+        Where the work is done. Coordinate descent is compiled for the CPU, elsewhere Newton works alone.
+    group
+        The ``torch.distributed`` group that shares the problem; here too Newton works alone.
     """
-    dual = np.zeros(rows.n_rows) if start is None else start.copy()
-    W = coordinate.combine(rows, dual)
-    generator = np.random.default_rng(0)
-    sweeps, chunk = 0, 4
-    while True:
-        for _ in range(chunk):
-            coordinate.sweep(rows, W, dual, generator.permutation(len(rows.sequence)))
-            sweeps += 1
-        # W is kept by rank-one updates; rebuilding it stops their rounding from adding up.
-        W = coordinate.combine(rows, dual)
-        yield Iterate(W=W, dual=dual.copy(), step=sweeps)
-        if method == "auto" and _newton_pays(rows, dual, sweeps):
-            for newton_W, newton_dual in _newton_rounds(rows, W, dual):
-                sweeps += 1
-                yield Iterate(W=newton_W, dual=newton_dual.copy(), step=sweeps)
-                # Where no W exists the steps soon repeat, and their difference is the ray long before the sum is.
-                change = newton_dual - dual
-                yield Iterate(W=None, dual=np.where(rows.tie, change, change.clip(min=0.0)), step=sweeps)
-                W, dual = newton_W, newton_dual
-        chunk = max(4, sweeps // 4)
+    memory = MAX_BYTES if max_bytes is None else max_bytes
+    if group is not None or str(device) != "cpu":
+        operator = RowOperator.of(rows, device=device, group=group)
+        yield from multiplier_iterates(rows, operator, dual=start, first=ALONE, max_bytes=memory)
+        return
+    descent = coordinate.Descent(rows, np.zeros(rows.n_rows) if start is None else start.copy())
+    turns = 1
+    while method != "newton":
+        for _ in range(turns):
+            descent.advance()
+        yield Iterate(W=descent.W, dual=descent.dual.copy(), step=descent.sweeps)
+        if method == "auto" and _newton_pays(rows, descent.dual, descent.sweeps):
+            break
+        turns = max(1, descent.sweeps // 16)
+    yield from multiplier_iterates(
+        rows, CompiledOperator.of(rows), dual=descent.dual, step=descent.sweeps, max_bytes=memory
+    )
 
 
 def _newton_pays(rows: Rows, dual: Floats, sweeps: int) -> bool:
@@ -57,30 +73,4 @@ def _newton_pays(rows: Rows, dual: Floats, sweeps: int) -> bool:
     sweep = 4.0 * p * (q * len(rows.sequence) + 2.0 * rows.n_rows)
     # Coordinate descent runs at about a quarter of the speed of dense factorisations.
     newton = 4.0 * (k**3 / 3.0 + k * k * (p + q))
-    return bool(4.0 * sweeps * sweep >= newton)
-
-
-def _newton_rounds(rows: Rows, W: Floats, dual: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Proximal Newton steps on a working set that takes in the rows each W violates."""
-    member = (dual > 0) | rows.tie | _near(rows, coordinate.values(rows, W))
-    work: WorkingSet | None = None
-    quiet = 0
-    while quiet < 4:
-        index: Ints = member.nonzero()[0]
-        if len(index) > MAX_WORKING_SET:
-            return
-        if work is None or len(index) != len(work.rows):
-            work = WorkingSet.of(rows, index)
-        dual = dual.copy()
-        dual[index] = proximal_step(work, dual[index])
-        W = coordinate.combine(rows, dual)
-        yield W, dual
-        shortfall = (rows.rhs - coordinate.values(rows, W)) / rows.size
-        entering = ~member & (shortfall > 1e-13 * np.abs(shortfall).max())
-        quiet = 0 if entering.any() else quiet + 1
-        member = member | worst(entering, shortfall, limit=max(100, len(index) // 2))
-
-
-def _near(rows: Rows, values: Floats) -> Bools:
-    """Rows that the present W violates or barely satisfies."""
-    return np.asarray(values < rows.rhs + 0.01 * np.abs(rows.rhs))
+    return bool(2.0 * sweeps * sweep >= newton)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,10 +94,11 @@ def selected_from_probabilities(
     """
     where = "selected_from_probabilities"
     p = as_float(probabilities, "probabilities", where=where)
-    if not 0 <= masked_below <= selected_above <= 1:
+    numbers = all(isinstance(value, (int, float, np.number)) for value in (selected_above, masked_below))
+    if not (numbers and 0 <= masked_below <= selected_above <= 1):
         raise InvalidInputError(
             f"{where}: thresholds must satisfy 0 <= masked_below <= selected_above <= 1, got masked_below="
-            f"{masked_below} and selected_above={selected_above}."
+            f"{masked_below!r} and selected_above={selected_above!r}."
         )
     if p.ndim == 0 or p.shape[-1] == 0:
         raise InvalidInputError(f"{where}: probabilities must have a token axis, got shape {tuple(p.shape)}.")
@@ -283,7 +285,13 @@ def svm_equivalent(
     best = p.masked_fill(~selected, -math.inf).argmax(-1)
     best = torch.where(selected.any(-1), best, -1)
     finite_part = solve_finite_part(problem, p, tol=tol)
-    direction = solve(_variant(problem, selected), norm, tol=tol)
+    try:
+        direction = solve(_variant(problem, selected), norm, tol=tol)
+    except InfeasibleError as error:
+        raise InfeasibleError(
+            f"{where}: no matrix ties the selected tokens and separates the others.{_culprits(error.solution)}",
+            error.solution,
+        ) from None
     one_token = solve(_variant(problem, best), norm, tol=tol, on_failure="ignore")
     fin, way, one = (torch.as_tensor(part.W).to(trained) for part in (finite_part, direction, one_token))
     one = torch.where(_exists(one_token, where).to(trained.device)[..., None, None], one, math.nan)

@@ -5,62 +5,72 @@ from one singular-value decomposition, so the problem is
 
 $$\min_{K, Q} \; \tfrac12 \|K\|^2 + \tfrac12 \|Q\|^2 \quad \text{s.t.} \quad \langle A_r, K Q^T \rangle \ge c_r .$$
 
-It is not convex. A step linearises the rows in (K, Q) together and stays near:
+It is not convex. A step of sequential quadratic programming changes both factors together, by the (k, h) that minimise
 
-$$\min \; \tfrac12 \|K'\|^2 + \tfrac12 \|Q'\|^2 + \tfrac{\mu}{2} (\|K' - K\|^2 + \|Q' - Q\|^2)
-\quad \text{s.t.} \quad \langle A_r, K' Q^T + K Q'^T - K Q^T \rangle \ge c_r ,$$
+$$\langle K, k \rangle + \langle Q, h \rangle + \tfrac{1 + \mu}{2} (\|k\|^2 + \|h\|^2) - \gamma \langle G, k h^T \rangle
+\quad \text{s.t.} \quad \langle A_r, K Q^T + k Q^T + K h^T \rangle \ge c_r ,$$
 
-a quadratic program whose Gram matrix is a sum of two elementwise products, as rows have rank one. Unlike turns of K
-alone and Q alone, which can stop where neither moves without the other, its fixed points are stationary. The pair
-is then scaled to satisfy every row (or K is solved for again, where scaling does not help), and taken if the norm
-fell. Before a start satisfies the rows, slack has a price that rises.
+where $G = \sum l A$ belongs to the multipliers so far. With $\gamma = 1$ this is the curvature of the Lagrangian, which
+is convex only where G has no singular value above 1; the model takes half of it and cuts larger values off, which
+leaves a linear rate of about a half and needs no luck. As rows are of rank one the Gram matrix of the program is a sum
+of elementwise products. Unlike turns of K alone and Q alone, which can stop where neither moves without the other, the
+fixed points are stationary. W is then scaled to satisfy every row (or moved, where scaling does not help) and taken if
+its norm fell. Before a start satisfies the rows, slack has a price that rises.
 
 References
 ----------
-Drusvyatskiy, Paquette. "Efficiency of minimizing compositions of convex functions and smooth maps", 2019.
+Nocedal, Wright. "Numerical Optimization", 2006, chapter 18.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-
 import torch
+from torch import Tensor
 
 from attsvm.solvers import coordinate
-from attsvm.solvers.frobenius import frobenius_iterates
-from attsvm.solvers.loop import Iterate, Outcome, Progress, run_loop, scale_to_fit
-from attsvm.solvers.newton import MAX_WORKING_SET, WorkingSet, proximal_step, worst
+from attsvm.solvers.loop import Iterate, Limits, Outcome, drive, scale_to_fit
+from attsvm.solvers.newton import MAX_WORKING_SET, worst
 from attsvm.solvers.repair import rigid
-from attsvm.solvers.rows import Floats, Rows
+from attsvm.solvers.rows import Floats, Ints, Rows
 from attsvm.solvers.solution import Status
+from attsvm.solvers.view import RowView
 
-__all__ = ["low_rank", "low_rank_iterates", "truncated"]
+__all__ = ["low_rank", "truncated"]
 
 STARTS = 6
-"""The truncated convex solution, perturbations of it, and random factors."""
+"""The truncated convex solution and perturbations of it, in turn with random factors of its size."""
 
-STEPS = 200
+AGREEMENT = 3
+"""The search ends when this many starts have led to the best value."""
+
+STEPS = 300
 """Steps from one start at most."""
+
+CURVATURE = 0.5
+"""The part of the curvature of the rows that the model takes."""
+
+RIDGE = 1e-4
+"""How strongly multipliers are held where they are, relative to the diagonal of a Gram matrix."""
+
+APPROACHES = 8
+"""Times that the price of slack rises, by a factor of 4."""
+
+CORRECTIONS = 10
+"""Steps towards the nearest matrix that satisfies every row at most."""
+
+NEWTON_STEPS = 60
+"""Factorisations for one quadratic program at most; it takes about ten."""
 
 ROOM = 4e-12
 """How far beyond its bound a row is put that scaling cannot help, relative to its size and the norm of W."""
 
 
-def low_rank(
-    rows: Rows,
-    *,
-    W: Floats,
-    dual: Floats,
-    rank: int,
-    tol: float,
-    max_seconds: float | None = None,
-    max_iterations: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
+def low_rank(rows: Rows, *, W: Floats, dual: Floats, rank: int, tol: float, limits: Limits) -> Outcome:
     """The best matrix of at most the given rank that several starts lead to.
 
     Parameters
@@ -71,50 +81,63 @@ def low_rank(
         Solution (p, q) and multipliers (R,) of the problem without the bound.
     rank
         The bound, >= 1.
-    tol, max_seconds, max_iterations, progress
-        As in :func:`run_loop`.
+    tol, limits
+        As in :func:`~attsvm.solvers.loop.drive`.
 
     Returns
     -------
     Outcome
-        ``lower`` is the bound of the convex problem. Status OPTIMAL if it is met, else LOCAL (or what stopped the
-        search). If no start led to a matrix that satisfies the rows, ``upper`` is inf and W is the matrix of this
-        rank, of the norm of the convex solution, whose worst violation is smallest.
+        ``lower`` is the bound of the convex problem. Status OPTIMAL if it is met, LOCAL if the search came to its end
+        with a matrix that satisfies the rows, else what stopped it. If no start led to one, ``upper`` is inf, the
+        status ITERATION_LIMIT, and W the matrix of this rank with the smallest worst violation that was seen.
     """
-    nearest = _Nearest(rows=rows, W=truncated(W, rank))
-    outcome = run_loop(
-        rows,
-        nearest.watching(low_rank_iterates(rows, W=W, dual=dual, rank=rank)),
-        norm="nuc",
-        tol=tol,
-        max_seconds=max_seconds,
-        max_iterations=max_iterations,
-        progress=progress,
-    )
-    if not math.isfinite(outcome.upper):
-        outcome.W = nearest.W
-    outcome.W = truncated(outcome.W, rank)  # what rounding added
-    if outcome.status is Status.ITERATION_LIMIT:
+    search = _Search(rows=rows, W=truncated(W, rank), rank=rank)
+    outcome = drive(RowView(rows=rows), search.iterates(dual), norm="nuc", tol=tol, limits=limits)
+    found = math.isfinite(outcome.upper)
+    if outcome.status is Status.ITERATION_LIMIT and search.ended and found:
         outcome.status = Status.LOCAL
+    outcome.W = truncated(outcome.W if found else search.nearest, rank)  # without what rounding added
     return outcome
 
 
 @dataclass(kw_only=True)
-class _Nearest:
-    """The matrix with the smallest worst violation, for the case that none satisfies the rows."""
+class _Search:
+    """The search from all starts, one after the other."""
 
     rows: Rows
-    W: Floats
+    W: Floats  # the truncated convex solution
+    rank: int
+    nearest: Floats = field(init=False)
+    """The matrix with the smallest worst violation so far."""
     shortfall: float = math.inf
+    ended: bool = False
 
-    def watching(self, iterates: Iterator[Iterate]) -> Iterator[Iterate]:
-        """Pass iterates through and remember the nearest."""
-        for iterate in iterates:
-            if iterate.W is not None:
-                short = _shortfall(self.rows, iterate.W)
-                if short < self.shortfall:
-                    self.W, self.shortfall = iterate.W, short
-            yield iterate
+    def iterates(self, dual: Floats) -> Iterator[Iterate]:
+        """Matrices that satisfy the rows, or none in their place: a repair from outside would raise the rank."""
+        self._note(self.W)
+        yield Iterate(W=_restored(self.rows, self.W, self.rank), dual=dual, step=0)
+        generator = np.random.default_rng(0)
+        ends: list[float] = []
+        step = 0
+        for start in range(STARTS):
+            factors = []
+            for factor in _factors(self.W, self.rank):
+                noise = generator.standard_normal(factor.shape) * float(np.linalg.norm(factor)) / math.sqrt(factor.size)
+                factors.append(noise if start % 2 else factor + 0.25 * start * noise)
+            end = math.inf
+            for W, size in _descend(self.rows, *factors, best=min(ends, default=math.inf)):
+                step, end = step + 1, size
+                self._note(W)
+                yield Iterate(W=W if math.isfinite(size) else None, dual=None, step=step)
+            ends.append(end)
+            if math.isfinite(min(ends)) and sum(end <= (1.0 + 1e-6) * min(ends) for end in ends) == AGREEMENT:
+                break
+        self.ended = True
+
+    def _note(self, W: Floats) -> None:
+        short = _shortfall(self.rows, W, coordinate.values(self.rows, W))
+        if short < self.shortfall:
+            self.nearest, self.shortfall = W, short
 
 
 def truncated(W: Floats, rank: int) -> Floats:
@@ -130,140 +153,214 @@ def _factors(W: Floats, rank: int) -> tuple[Floats, Floats]:
     return U[:, :rank] * root, Vh[:rank].T * root
 
 
-def _shortfall(rows: Rows, W: Floats) -> float:
-    """Largest violation of a row, relative to its size and the norm of W."""
-    short = rows.rhs - coordinate.values(rows, np.ascontiguousarray(W))
-    short = np.where(rows.tie, np.abs(short), short)
-    return float((short / (rows.size * max(float(np.linalg.norm(W)), 1e-300))).max())
-
-
-def low_rank_iterates(rows: Rows, *, W: Floats, dual: Floats, rank: int) -> Iterator[Iterate]:
-    """Iterates from all starts, one after the other; each satisfies the rank bound.
-
-    Parameters
-    ----------
-    rows
-        A feasible problem with hard margin.
-    W, dual
-        Solution (p, q) and multipliers (R,) of the problem without the bound.
-    rank
-        The bound.
-    """
-    yield Iterate(W=truncated(W, rank), dual=dual, step=0)
-    generator = np.random.default_rng(0)
-    K0, Q0 = _factors(W, rank)
-    step = 0
-    for start in range(STARTS):
-        # Half of the starts are near the convex solution, the others of its size but anywhere.
-        near, spread = (1.0, 0.5 * start) if 2 * start <= STARTS else (0.0, 1.0)
-        K, Q = (
-            near * factor + spread * float(np.linalg.norm(factor)) / math.sqrt(factor.size) * noise
-            for factor in (K0, Q0)
-            for noise in (generator.standard_normal(factor.shape),)
-        )
-        for found in _descend(rows, K, Q):
-            step += 1
-            yield Iterate(W=found, dual=None, step=step)
-
-
-def _descend(rows: Rows, K: Floats, Q: Floats) -> Iterator[Floats]:
-    """Matrices from one start: first towards the rows, then along them with a norm that falls."""
-    rank = K.shape[1]
-    price = 1.0 * float(np.linalg.norm(K @ Q.T)) ** 2
-    W = _restored(rows, K @ Q.T, rank)
-    for _ in range(30):
-        if W is not None:
-            break
-        K, Q = _step(rows, K, Q, mu=0.1, price=price)
-        yield K @ Q.T
-        W = _restored(rows, K @ Q.T, rank)
-        K, Q = _factors(K @ Q.T, rank)
-        price *= 4.0
-    if W is None:
-        return
-    size, mu, quiet = _nuclear(W), 0.1, 0
-    for _ in range(STEPS):
-        yield W
-        K, Q = _factors(W, rank)
-        K, Q = _step(rows, K, Q, mu=mu)
-        found = _restored(rows, K @ Q.T, rank)
-        new = math.inf if found is None else _nuclear(found)
-        if found is not None and new < size:
-            quiet = 0 if new < (1.0 - 1e-8) * size else quiet + 1
-            W, size, mu = found, new, max(0.5 * mu, 1e-3)
-        else:
-            quiet, mu = quiet + 1, 8.0 * mu
-        if quiet == 5 or mu > 1e6:
-            break
-
-
 def _nuclear(W: Floats) -> float:
     return float(np.linalg.svd(W, compute_uv=False).sum())
 
 
-def _step(rows: Rows, K: Floats, Q: Floats, *, mu: float, price: float = math.inf) -> tuple[Floats, Floats]:
-    """The solution (K', Q') of the linearised problem; a finite price allows squared slack of rows of unit size."""
+def _shortfall(rows: Rows, W: Floats, values: Floats) -> float:
+    """Largest violation of a row, relative to its size and the norm of W; negative where all hold with room."""
+    short = rows.rhs - values
+    short = np.where(rows.tie, np.abs(short), short)
+    return float((short / rows.size).max()) / max(float(np.linalg.norm(W)), 1e-300)
+
+
+def _descend(rows: Rows, K: Floats, Q: Floats, *, best: float) -> Iterator[tuple[Floats, float]]:
+    """Matrices from one start and their norms (inf before the rows hold); ends early if ``best`` is out of reach."""
+    rank = K.shape[1]
+    W = _restored(rows, np.ascontiguousarray(K @ Q.T), rank)
+    if W is None:
+        for approach in _approach(rows, K, Q):
+            yield approach, math.inf
+            W = _restored(rows, approach, rank)
+            if W is not None:
+                break
+        else:
+            return
+    dual, mu, quiet, sizes = np.zeros(rows.n_rows), 1.0, 0, [_nuclear(W)]
+    while len(sizes) <= STEPS and quiet < 5 and mu < 1e6:
+        yield W, sizes[-1]
+        K, Q = _factors(W, rank)
+        K, Q, dual = _step(rows, K, Q, dual, mu=mu, held=RIDGE * _weight(rows, K, Q), anchor=dual)
+        found = _restored(rows, np.ascontiguousarray(K @ Q.T), rank)
+        size = math.inf if found is None else _nuclear(found)
+        if found is None or size >= sizes[-1]:
+            mu *= 5.0
+            continue
+        quiet = 0 if size < (1.0 - 1e-8) * sizes[-1] else quiet + 1
+        W, mu = found, max(0.3 * mu, 1e-4)
+        sizes.append(size)
+        if len(sizes) > 10 and size - best > 5.0 * (sizes[-11] - size):
+            return  # fifty more steps like the last ten would not get there
+
+
+def _approach(rows: Rows, K: Floats, Q: Floats) -> Iterator[Floats]:
+    """Matrices (p, q) on the way to the rows: squared slack has a price that rises when the steps become small."""
+    rank, dual, mu = K.shape[1], np.zeros(rows.n_rows), 1.0
+    held = 0.1 * _weight(rows, K, Q)
+    for _ in range(APPROACHES):
+        now = _price(rows, K, Q, held)
+        for _ in range(5):
+            new_K, new_Q, dual = _step(rows, K, Q, dual, mu=mu, held=held, anchor=np.zeros_like(dual))
+            new = _price(rows, new_K, new_Q, held)
+            if new >= now:
+                mu *= 5.0
+                continue
+            W, mu, fell, now = np.ascontiguousarray(new_K @ new_Q.T), max(0.3 * mu, 1e-3), now - new, new
+            yield W
+            K, Q = _factors(W, rank)
+            if fell < 0.05 * now:
+                break
+        held = held / 4.0
+
+
+def _price(rows: Rows, K: Floats, Q: Floats, held: Floats) -> float:
+    """What the factors and their squared slack cost."""
+    short = rows.rhs - coordinate.values(rows, np.ascontiguousarray(K @ Q.T))
+    short = np.where(rows.tie, short, short.clip(min=0.0))
+    return 0.5 * float((K * K).sum() + (Q * Q).sum() + (short * short / held).sum())
+
+
+def _weight(rows: Rows, K: Floats, Q: Floats) -> Floats:
+    """About the diagonal (R,) of the Gram matrix of the linearised rows."""
+    mean = float((K * K).sum()) / len(K) + float((Q * Q).sum()) / len(Q)
+    return np.asarray(mean * rows.size**2)
+
+
+def _step(
+    rows: Rows, K: Floats, Q: Floats, dual: Floats, *, mu: float, held: Floats, anchor: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """The factors after one step, and the multipliers (R,) of its quadratic program; ``dual`` are those before it.
+
+    Multipliers are held at ``anchor`` with the weights ``held``, which is slack at a price: the program has a solution
+    even where the linearised rows have none, and a tame Gram matrix. Where they stay, the slack is 0.
+    """
     W = np.ascontiguousarray(K @ Q.T)
     values = coordinate.values(rows, W)
     unit = np.maximum(np.abs(rows.rhs), 1e-3 * float(np.linalg.norm(W)) * rows.size)
-    member = rows.tie | (values < rows.rhs + 0.3 * unit)
-    dual = np.zeros(rows.n_rows)
-    for _ in range(20):
+    model = _Model.of(coordinate.combine(rows, dual), mu)
+    down = model.solved(K, Q)  # without rows the step would be its negative
+    target = rows.rhs - values + _linear(rows, K, Q, *down) + held * anchor
+    near = values < rows.rhs + 0.1 * unit
+    short = (rows.rhs - values) / rows.size
+    member = rows.tie | (dual > 0) | worst(near, short, limit=100 + 2 * (K.size + Q.size))
+    while True:
         index = member.nonzero()[0]
-        if len(index) > MAX_WORKING_SET:
-            break
-        D = rows.differences(index)
-        Z = rows.queries[rows.block[index]]
-        Y, X = Z @ Q, D @ K
-        matrix = torch.from_numpy((D @ D.T) * (Y @ Y.T) + (X @ X.T) * (Z @ Z.T))
-        size = torch.from_numpy(rows.size[index])
-        slack = (1.0 + mu) / price * size**2
-        matrix.diagonal().add_(slack)
-        scale = matrix.diagonal().clamp(min=1e-12 * float(matrix.diagonal().amax())).sqrt()
-        matrix.div_(scale).div_(scale[:, None]).diagonal().fill_(1.0)
-        rhs = torch.from_numpy(rows.rhs[index])
-        tie = torch.from_numpy(rows.tie[index])
-        work = WorkingSet(rows=index, gram=matrix, rhs=rhs / scale, size=scale, tie=tie)
-        target = (1.0 + mu) * rows.rhs[index] + (1.0 - mu) * values[index]
-        small = proximal_step(work, dual[index], rhs=target)
-        dual = np.zeros(rows.n_rows)
-        dual[index] = small
+        dual = np.where(member, dual, 0.0)
+        scale, tie = torch.from_numpy(np.sqrt(held[index])), torch.from_numpy(rows.tie[index])
+        gram = _gram(rows, index, K, Q, model).div_(scale).div_(scale[:, None])
+        guess = torch.from_numpy(dual[index]) * scale
+        dual[index] = (_multipliers(gram, torch.from_numpy(target[index]) / scale, tie, guess) / scale).numpy()
         G = coordinate.combine(rows, dual)
-        new_K, new_Q = (G @ Q + mu * K) / (1.0 + mu), (G.T @ K + mu * Q) / (1.0 + mu)
-        linear = coordinate.values(rows, np.ascontiguousarray(new_K @ Q.T + K @ new_Q.T - W))
-        entering = ~member & (rows.rhs - linear > 1e-6 * unit)
-        if not entering.any():
+        k, h = model.solved(G @ Q - K, G.T @ K - Q)
+        short = rows.rhs - values - _linear(rows, K, Q, k, h)
+        entering = ~member & (short > 1e-6 * unit)
+        if not entering.any() or len(index) > MAX_WORKING_SET:
+            return K + k, Q + h, dual
+        member |= worst(entering, short / rows.size, limit=max(100, len(index) // 2))
+
+
+def _linear(rows: Rows, K: Floats, Q: Floats, k: Floats, h: Floats) -> Floats:
+    """The change of the rows (R,) to first order in the changes ``k`` and ``h`` of the factors."""
+    return coordinate.values(rows, np.ascontiguousarray(k @ Q.T + K @ h.T))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """The inverse of the model's curvature, ``(1 + mu) I - gamma [[0, G], [G^T, 0]]``, in blocks."""
+
+    left: Floats  # (p, p)
+    right: Floats  # (q, q)
+    cross: Floats  # (p, q)
+
+    @classmethod
+    def of(cls, G: Floats, mu: float) -> _Model:
+        """Invert it in the bases of the singular vectors of ``G`` (p, q)."""
+        U, g, Vh = np.linalg.svd(G, full_matrices=False)
+        g, own = CURVATURE * np.minimum(g, 1.0), 1.0 + mu
+        beyond = own / (own * own - g * g) - 1.0 / own
+        return cls(
+            left=(U * beyond) @ U.T + np.eye(len(U)) / own,
+            right=(Vh.T * beyond) @ Vh + np.eye(Vh.shape[1]) / own,
+            cross=(U * (g / (own * own - g * g))) @ Vh,
+        )
+
+    def solved(self, k: Floats, h: Floats) -> tuple[Floats, Floats]:
+        """The inverse times a pair (p, m), (q, m)."""
+        return self.left @ k + self.cross @ h, self.right @ h + self.cross.T @ k
+
+
+def _gram(rows: Rows, index: Ints, K: Floats, Q: Floats, model: _Model) -> Tensor:
+    """Inner products (k, k) of the linearised rows, in the metric of the model."""
+    D, Z = rows.differences(index), rows.queries[rows.block[index]]
+    X, Y = D @ K, Z @ Q
+    mixed = (D @ model.cross @ Z.T) * (Y @ X.T)
+    return torch.from_numpy((D @ model.left @ D.T) * (Y @ Y.T) + (Z @ model.right @ Z.T) * (X @ X.T) + mixed + mixed.T)
+
+
+def _multipliers(gram: Tensor, target: Tensor, tie: Tensor, guess: Tensor) -> Tensor:
+    """``argmin l^T K l / 2 + ||max(0, target - K l)||^2 / 2`` (k,), without the max for ties.
+
+    This is Newton's method on the primal objective, whose exact line searches make it end: unlike an exchange of the
+    active rows alone it cannot cycle, which here, with more rows than unknowns, it would.
+    """
+    answer = guess
+    values = gram @ answer
+    for _ in range(NEWTON_STEPS):
+        free = tie | (target > values)
+        index = free.nonzero().flatten()
+        system = gram[index][:, index]
+        system.diagonal().add_(1.0)
+        new = torch.zeros_like(answer)
+        factor = torch.linalg.cholesky_ex(system)[0]
+        new[index] = torch.cholesky_solve(target[index, None], factor)[:, 0]
+        reached = gram @ new
+        if bool(((tie | (target > reached)) == free).all()):
+            return new
+        change, moved = new - answer, reached - values
+        step = _line_search(float(change @ values), float(change @ moved), target - values, moved, tie)
+        answer, values = answer + step * change, values + step * moved
+    return torch.where(tie, answer, answer.clamp(min=0.0))
+
+
+def _line_search(slope: float, curvature: float, short: Tensor, moved: Tensor, tie: Tensor) -> float:
+    """The s in [0, 1] with the least ``slope s + curvature s^2 / 2 + ||max(0, short - s moved)||^2 / 2``."""
+    low, high = 0.0, 1.0
+    for s in (1.0, *[math.nan] * 40):
+        s = 0.5 * (low + high) if math.isnan(s) else s
+        left = short - s * moved
+        if slope + curvature * s < float(torch.where(tie, left, left.clamp(min=0.0)) @ moved):
+            low = s
+        else:
+            high = s
+        if low == 1.0:
             break
-        member |= worst(entering, (rows.rhs - linear) / rows.size, limit=max(100, len(index) // 2))
-    return new_K, new_Q
+    return high
 
 
 def _restored(rows: Rows, W: Floats, rank: int) -> Floats | None:
-    """A matrix with the same rows' space that satisfies every row, or None: scaled, or K solved for again."""
-    W = np.ascontiguousarray(W)
+    """A matrix with the row space of ``W`` that satisfies every row, or None: scaled, or the nearest one."""
+    values = coordinate.values(rows, W)
     if not rigid(rows).any():
-        factor = scale_to_fit(rows, coordinate.values(rows, W))
+        factor = scale_to_fit(rows, values)
         return factor * W if math.isfinite(factor) else None
-    _, _, Vh = np.linalg.svd(W, full_matrices=False)
-    V = Vh[:rank].T
-    inner = _seen_through(rows, V, room=ROOM * float(np.linalg.norm(W)))
-    if inner is None:
+    if _shortfall(rows, W, values) > 0.1:
         return None
-    outcome = run_loop(
-        inner, frobenius_iterates(inner), norm="fro", tol=1e-6, max_seconds=None, max_iterations=2000
-    )
-    return outcome.W @ V.T if math.isfinite(outcome.upper) else None
-
-
-def _seen_through(rows: Rows, V: Floats, *, room: float) -> Rows | None:
-    """The rows of M in ``W = M V^T``, for V (q, m) with orthonormal columns; None if some row cannot hold."""
-    queries = rows.queries @ V
-    share = np.linalg.norm(queries, axis=1) / np.linalg.norm(rows.queries, axis=1)
-    size = rows.size * share[rows.block]
-    rhs = np.where(rows.tie, rows.rhs, rows.rhs + room * rows.size)
-    lost = size <= 1e-12 * rows.size
-    if np.any(lost & np.where(rows.tie, rhs != 0.0, rows.rhs > 0.0)):
-        return None
-    # Rows that see nothing hold by themselves; a tiny size keeps divisions finite.
-    rhs = np.where(lost, np.minimum(rhs, 0.0), rhs)
-    return replace(rows, queries=np.ascontiguousarray(queries), size=np.where(lost, 1e-12 * rows.size, size), rhs=rhs)
+    V = np.linalg.svd(W)[2][:rank].T
+    unit = rows.size * float(np.linalg.norm(W))
+    goal = np.where(rows.tie, rows.rhs, rows.rhs + ROOM * unit)
+    member = rows.tie | (values < goal + 0.1 * unit)
+    first, start, dual = W @ V @ V.T, values, np.zeros(rows.n_rows)
+    for _ in range(CORRECTIONS):
+        if not np.any(np.where(rows.tie, np.abs(goal - values), goal - values) > 0.5 * ROOM * unit):
+            return W
+        index = member.nonzero()[0]
+        D, Y = rows.differences(index), rows.queries[rows.block[index]] @ V
+        scale, tie = torch.from_numpy(1e-3 * rows.size[index]), torch.from_numpy(rows.tie[index])
+        gram = torch.from_numpy((D @ D.T) * (Y @ Y.T)).div_(scale).div_(scale[:, None])
+        held = torch.from_numpy(dual[index]) * scale
+        target = torch.from_numpy((goal - start)[index]) / scale + held
+        dual[index] = (_multipliers(gram, target, tie, held) / scale).numpy()
+        W = np.ascontiguousarray(first + coordinate.combine(rows, dual) @ V @ V.T)
+        values = coordinate.values(rows, W)
+        member |= values < goal
+    return None

@@ -214,7 +214,11 @@ class _Frame:
         U, sigma, Vh = torch.linalg.svd(X + tau * torch.from_numpy(G), full_matrices=False)
         r = int((sigma > tau).sum())
         if r == 0:
-            return cls.of(W, G, 0.5 * tau, violation=violation) if tau > 1e-6 * float(torch.linalg.vector_norm(X)) else None
+            return (
+                cls.of(W, G, 0.5 * tau, violation=violation)
+                if tau > 1e-6 * float(torch.linalg.vector_norm(X))
+                else None
+            )
         s = sigma[:r] - tau
         distance = float(torch.linalg.vector_norm(X - (U[:, :r] * s) @ Vh[:r]) / torch.linalg.vector_norm(X))
         residual = max(violation, distance * distance)

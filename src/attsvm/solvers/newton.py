@@ -3,8 +3,9 @@
 The Gram matrix of rows factorises, ``<A_r, A_s> = (D_r . D_s)(z_r . z_s)``, so the dual on a working set F is a
 small quadratic program with matrix ``K = (D D^T) * (Z Z^T)``. Each proximal step
 ``min l^T K l / 2 - c^T l + eps ||l - l_k||^2 / 2`` is solved exactly by block principal pivoting (guess which
-multipliers are zero, solve, exchange the wrong ones), which takes a handful of Cholesky factorisations. Rows that
-the new W violates enter the working set; the dual value rises in every round, so the method ends.
+multipliers are at a bound, solve, exchange the wrong ones), which takes a handful of Cholesky factorisations. Rows
+that the new W violates enter the working set; the dual value rises in every round, so the method ends. The bounds are
+0 and, where slack has a price, that price.
 
 If no W exists the proximal steps run away along the ray that proves it: their relative residual is of size eps.
 
@@ -16,7 +17,8 @@ problems with nonnegative variables", 1994.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,6 +34,9 @@ MAX_WORKING_SET = 5000
 PROXIMAL = 1e-11
 """eps, relative to the unit diagonal of the scaled Gram matrix."""
 
+LOWER, FREE, UPPER = -1, 0, 1
+"""Where a multiplier is: at its lower bound, between, at its upper bound."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkingSet:
@@ -42,12 +47,24 @@ class WorkingSet:
     rhs: torch.Tensor
     size: torch.Tensor
     tie: torch.Tensor
+    penalty: float = math.inf
+    """Upper bound of the multipliers that are no ties'; in the scale of the problem."""
     factors: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
     """The last free rows that were solved for, and the Cholesky factor: near a solution they stay the same."""
 
+    @property
+    def lower(self) -> torch.Tensor:
+        """(k,) least scaled multipliers."""
+        return torch.where(self.tie, -math.inf, torch.zeros((), dtype=torch.float64))
+
+    @property
+    def upper(self) -> torch.Tensor:
+        """(k,) greatest scaled multipliers."""
+        return torch.where(self.tie, math.inf, self.penalty * self.size)
+
     @classmethod
-    def of(cls, problem: Rows, rows: Ints) -> WorkingSet:
-        """Collect the given rows."""
+    def of(cls, problem: Rows, rows: Ints, *, penalty: float | None = None) -> WorkingSet:
+        """Collect the given rows; ``penalty`` stands in for that of the problem."""
         D = torch.from_numpy(problem.differences(rows))
         Z = torch.from_numpy(problem.queries[problem.block[rows]])
         D = D / torch.linalg.vector_norm(D, dim=1, keepdim=True)
@@ -61,6 +78,7 @@ class WorkingSet:
             rhs=torch.from_numpy(problem.rhs[rows]) / size,
             size=size,
             tie=torch.from_numpy(problem.tie[rows]),
+            penalty=problem.penalty if penalty is None else penalty,
         )
 
 
@@ -78,13 +96,16 @@ def proximal_step(work: WorkingSet, dual: Floats, *, rhs: Floats | None = None) 
     """
     scaled = torch.from_numpy(dual) * work.size
     target = (work.rhs if rhs is None else torch.from_numpy(rhs) / work.size) + PROXIMAL * scaled
-    answer = _block_pivoting(work, target, work.tie | (scaled > 0))
-    return np.asarray((answer / work.size).numpy())
+    state = torch.zeros(len(target), dtype=torch.int8)
+    state[(scaled <= 0) & ~work.tie] = LOWER
+    state[scaled >= work.upper] = UPPER
+    answer = _block_pivoting(work, target, state)
+    return np.asarray((answer / work.size).clamp(max=torch.where(work.tie, math.inf, work.penalty)).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """The nearest matrix that satisfies every row, with what the next projection can use again."""
+    """The nearest matrix that satisfies every row (or pays), with what the next projection can use again."""
 
     W: Floats  # (p, q)
     dual: Floats  # (R,)
@@ -93,9 +114,18 @@ class Projection:
 
 
 def project(
-    rows: Rows, V: Floats, dual: Floats, member: Bools, work: WorkingSet | None, *, rounds: int = 30
+    rows: Rows,
+    V: Floats,
+    dual: Floats,
+    member: Bools,
+    work: WorkingSet | None,
+    *,
+    rounds: int = 30,
+    penalty: float | None = None,
 ) -> Projection:
     """Project ``V`` (p, q) on the polyhedron of all rows, with a working set that takes in the rows that fail.
+
+    With a finite penalty C the minimiser of ``||W - V||^2 / 2 + C sum(slack)``.
 
     Parameters
     ----------
@@ -111,12 +141,17 @@ def project(
         Its Gram matrix, if known.
     rounds
         Times that rows may enter.
+    penalty
+        Price of a unit of slack here; default that of the problem.
     """
+    penalty = rows.penalty if penalty is None else penalty
     values = coordinate.values(rows, np.ascontiguousarray(V))
     for _ in range(rounds):
         index = member.nonzero()[0]
         if work is None or len(index) != len(work.rows):
             work = WorkingSet.of(rows, index)
+        if work.penalty != penalty:
+            work = replace(work, penalty=penalty)
         fresh = np.zeros(rows.n_rows)
         fresh[index] = proximal_step(work, dual[index], rhs=(rows.rhs - values)[index])
         dual = fresh
@@ -138,18 +173,21 @@ def worst(entering: Bools, shortfall: Floats, *, limit: int) -> Bools:
     return np.asarray(entering & (shortfall >= bar))
 
 
-def _block_pivoting(work: WorkingSet, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """``argmin x^T (K + eps) x / 2 - target^T x`` over x >= 0 (ties free), from a guess of the free set."""
-    size, gram, tie = len(target), work.gram, work.tie
+def _block_pivoting(work: WorkingSet, target: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """``argmin x^T (K + eps) x / 2 - target^T x`` within the bounds, from a guess which of them hold with equality."""
+    size, gram, lower, upper = len(target), work.gram, work.lower, work.upper
     patience, fewest = 5, size + 1
     tolerance = 1e-14 * float(target.abs().amax())
     for _ in range(20 + 10 * size):
-        x = _solve(work, target, free)
+        x = _solve(work, target, state)
         slope = gram @ x + PROXIMAL * x - target
-        wrong = (free & ~tie & (x < 0)) | (~free & (slope < -tolerance))
+        wanted = torch.where(state == FREE, UPPER * (x > upper) + LOWER * (x < lower), state)
+        wanted = torch.where((state == LOWER) & (slope < -tolerance), FREE, wanted)
+        wanted = torch.where((state == UPPER) & (slope > tolerance), FREE, wanted)
+        wrong = wanted != state
         count = int(wrong.sum())
         if count == 0:
-            return torch.where(tie, x, x.clamp(min=0))
+            break
         if count < fewest:
             patience, fewest = 5, count
         elif patience > 0:
@@ -158,14 +196,18 @@ def _block_pivoting(work: WorkingSet, target: torch.Tensor, free: torch.Tensor) 
             last = wrong.nonzero()[-1]
             wrong = torch.zeros_like(wrong)
             wrong[last] = True
-        free = free ^ wrong
-    return torch.where(tie, x, x.clamp(min=0))
+        state = torch.where(wrong, wanted, state).to(torch.int8)
+    return x.clamp(lower, upper)
 
 
-def _solve(work: WorkingSet, target: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """Solve (K + eps) x = target on the free variables, 0 elsewhere."""
-    index = free.nonzero().flatten()
+def _solve(work: WorkingSet, target: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """Solve (K + eps) x = target on the free variables, the others at their bounds."""
     x = torch.zeros_like(target)
+    full = (state == UPPER).nonzero().flatten()
+    if len(full) > 0:
+        x[full] = work.upper[full]
+        target = target - work.gram[:, full] @ x[full]
+    index = (state == FREE).nonzero().flatten()
     if len(index) > 0:
         x[index] = torch.cholesky_solve(target[index, None], _factor(work, index))[:, 0]
     return x

@@ -27,10 +27,11 @@ __all__ = [
     "Small",
     "combine",
     "gather",
-    "gram",
+    "inner_products",
     "padded",
     "pivoting",
     "sweeps",
+    "weighted_by_queries",
     "workspace",
 ]
 
@@ -63,6 +64,7 @@ class Small(NamedTuple):
     place: Ints  # (R,) flat index in (n, Q, T)
     begin: Ints  # (m + 1,) where the rows of each query begin
     K: Floats  # (R, R) Gram matrix
+    ready: Bools  # (R,) rows of K that have been computed; the others must not be needed
     U: Floats  # (R, R) Cholesky factor of the free rows in their order; its diagonal is kept apart, as inverses
     inverse: Floats  # (R,)
     order: Ints  # (R,) the free rows in the order in which they entered the factor
@@ -70,6 +72,7 @@ class Small(NamedTuple):
     state: Ints  # (R,)
     wrong: Ints  # (R,) rows whose state must change
     dual: Floats  # (R,)
+    before: Floats  # (R,) multipliers at which a proximal step is centred
     slope: Floats  # (R,) K dual - target
     target: Floats  # (R,)
     x: Floats  # (R,) scratch
@@ -102,6 +105,7 @@ def workspace(rows: int, queries: int, d: int) -> Small:
         place=ints(R),
         begin=ints(queries + 1),
         K=floats(R, R),
+        ready=np.ones(R, dtype=np.bool_),
         U=floats(R, R),
         inverse=floats(R),
         order=ints(R),
@@ -109,6 +113,7 @@ def workspace(rows: int, queries: int, d: int) -> Small:
         state=ints(R),
         wrong=ints(R),
         dual=floats(R),
+        before=floats(R),
         slope=floats(R),
         target=floats(R),
         x=floats(R),
@@ -117,10 +122,11 @@ def workspace(rows: int, queries: int, d: int) -> Small:
 
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
-def gather(X, Z, asked, tie, first, rhs, penalty, s):  # type: ignore[no-untyped-def]
+def gather(X, Z, asked, tie, first, rhs, penalty, dual, s):  # type: ignore[no-untyped-def]
     """Read the rows of a problem: their number, that of their queries, and a row of zero size that settles it, or -1.
 
-    ``X`` (n, T, d), ``Z`` (n, Q, d), ``asked``, ``tie`` and ``rhs`` (n, Q, T), ``first`` (n, Q).
+    ``X`` (n, T, d), ``Z`` (n, Q, d), ``asked``, ``tie`` and ``rhs`` (n, Q, T), ``first`` (n, Q). In ``dual`` (n Q T,)
+    rows of zero size that ask for something pay for their whole slack, where there is a price.
     """
     n, T, d = X.shape
     Q = Z.shape[1]
@@ -145,8 +151,12 @@ def gather(X, Z, asked, tie, first, rhs, penalty, s):  # type: ignore[no-untyped
                 size = np.sqrt(square)
                 if size * length == 0.0:
                     c = rhs[i, b, t]
-                    if (tie[i, b, t] and c != 0.0) or (not tie[i, b, t] and c > 0.0 and np.isinf(penalty)):
+                    if tie[i, b, t]:
+                        broken = place if c != 0.0 else broken
+                    elif c > 0.0 and np.isinf(penalty):
                         broken = place
+                    elif c > 0.0:
+                        dual[place] = penalty
                     continue
                 for k in range(d):
                     s.D[R, k] /= size
@@ -170,10 +180,10 @@ def gather(X, Z, asked, tie, first, rhs, penalty, s):  # type: ignore[no-untyped
 
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
-def gram(P, m, s):  # type: ignore[no-untyped-def]
-    """Fill the Gram matrix of the first P (padded) rows, of m queries."""
+def inner_products(P, s):  # type: ignore[no-untyped-def]
+    """``K`` becomes the inner products of the differences of the first P (padded) rows."""
     p, q = s.D.shape[1], s.Z.shape[1]
-    K, D, Dt, z = s.K, s.D, s.Dt, s.x
+    K, D, Dt = s.K, s.D, s.Dt
     for r in range(P):
         for k in range(p):
             Dt[k, r] = D[r, k]
@@ -186,10 +196,17 @@ def gram(P, m, s):  # type: ignore[no-untyped-def]
                 u, w = Dt[k, j], Dt[k + 1, j]
                 K[r, j] += a * u + b * w
                 K[r + 1, j] += c * u + d * w
+
+
+@njit(cache=True, fastmath=_FAST, nogil=True)
+def weighted_by_queries(P, m, s):  # type: ignore[no-untyped-def]
+    """``K``, the inner products of the differences, becomes the Gram matrix of the rows, of m queries."""
+    K, z = s.K, s.x
+    z[:P] = 0.0
     for b in range(m):
         for c in range(m):
             zz = 0.0
-            for k in range(q):
+            for k in range(s.Z.shape[1]):
                 zz += s.Z[b, k] * s.Z[c, k]
             for r in range(s.begin[c], s.begin[c + 1]):
                 z[r] = zz
@@ -321,7 +338,8 @@ def _minimise_on_free(R, P, s):  # type: ignore[no-untyped-def]
 def pivoting(R, P, limit, s):  # type: ignore[no-untyped-def]
     """``argmin l^T (K + RIDGE) l / 2 - target^T l``, ``0 <= l <= bound`` (ties free), from the present states.
 
-    Returns the rounds that it took, or -1 beyond the limit.
+    Returns the rounds that it took, -1 beyond the limit, or 0 where it needs rows of K that are not ``ready``: to be
+    called again when they are.
     """
     dual, slope, state, wrong = s.dual, s.slope, s.state, s.wrong
     largest = 0.0
@@ -329,6 +347,9 @@ def pivoting(R, P, limit, s):  # type: ignore[no-untyped-def]
         largest = max(largest, abs(s.target[j]))
     patience, fewest = 5, R + 1
     for turn in range(limit):
+        for r in range(R):
+            if state[r] != LOWER and not s.ready[r]:
+                return 0
         _refactor(R, s)
         total = _minimise_on_free(R, P, s)
         tolerance = 1e-14 * largest + 1e-15 * total

@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from attsvm.errors import InfeasibleError, InvalidInputError, NotConvergedError, UnsupportedError
 from attsvm.selection.arrays import Array, as_float
 from attsvm.selection.norms import Norm
 from attsvm.selection.problem import TokenSelection
+from attsvm.solvers.batched import batch_pays, solve_batch
 from attsvm.solvers.finish import finished, stacked, trivial
 from attsvm.solvers.frobenius import frobenius_iterates
 from attsvm.solvers.loop import Iterate, Limits, Outcome, Progress, drive
-from attsvm.solvers.newton import MAX_WORKING_SET
-from attsvm.solvers.primal_dual import nuclear_iterates
+from attsvm.solvers.low_rank import low_rank
+from attsvm.solvers.norms import method_for, norm_iterates
 from attsvm.solvers.request import Request
 from attsvm.solvers.rows import Floats, Rows, compile_rows
 from attsvm.solvers.solution import Solution, Status
-from attsvm.solvers.splitting import splitting_iterates
 from attsvm.solvers.view import RowView
 
 __all__ = ["Failure", "reported", "solve"]
@@ -117,10 +118,11 @@ def solve(
 
     Notes
     -----
-    Frobenius: block dual coordinate descent, then a proximal Newton method on the rows that matter. Other norms: the
+    Frobenius: block dual coordinate descent, then a semismooth Newton method on the multipliers. Other norms: the
     Frobenius solver first, to prove feasibility and to start from, then restarted primal-dual hybrid gradient with
-    the norm's proximal map, or Douglas-Rachford splitting where few rows are active and nearly parallel. All but
-    l_p work in span(token differences) x span(queries) when that is smaller.
+    the norm's proximal map, Douglas-Rachford splitting, or a proximal Newton method, whichever counted operations
+    favour. All but l_p work in span(token differences) x span(queries) when that is smaller. Tokens on a CUDA device
+    are solved there for the Frobenius norm.
 
     References
     ----------
@@ -162,13 +164,28 @@ def _solve_batch(problem: TokenSelection, request: Request) -> Solution:
             argument = "process_group" if name == "group" else name
             raise UnsupportedError(f"solve: {argument} is not supported for a batch of problems.")
     began = time.monotonic()
-    solutions = []
-    for b in range(len(problem)):
+
+    def alone(b: int) -> Solution:
         one = dataclasses.replace(request, max_seconds=_left(request, began))
         if request.center is not None and request.center.ndim == 3:
             one = dataclasses.replace(one, center=request.center[b])
-        solutions.append(_solve_one(problem[b], one))
-    return stacked(solutions, began)
+        return _solve_one(problem[b], one)
+
+    norm, penalty = request.norm, request.penalty
+    plain = request.center is None and request.rank is None and request.method == "auto"
+    if not (plain and batch_pays(problem, norm, penalty)):
+        return stacked([alone(b) for b in range(len(problem))], began)
+    outcome = solve_batch(
+        problem,
+        norm=norm,
+        penalty=penalty,
+        tol=request.tol,
+        max_seconds=request.max_seconds,
+        max_iterations=request.max_iterations,
+        progress=request.progress,
+    )
+    rest = {int(b): alone(int(b)) for b in outcome.pending}
+    return outcome.solution(problem, norm=norm, penalty=penalty, alone=rest, began=began)
 
 
 def _left(request: Request, began: float) -> float | None:
@@ -195,7 +212,7 @@ def _solve_one(problem: TokenSelection, request: Request) -> Solution:
     if outcome.status is not Status.OPTIMAL:
         return work.finish(outcome, name)
     W0, dual0 = (outcome.W, outcome.dual) if W_start is None or start is None else (W_start, start)
-    return work.finish(*work.other_norm(W0, dual0))
+    return work.finish(*work.rank_bound(*work.other_norm(W0, dual0)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,32 +227,59 @@ class _Work:
     def frobenius(self, start: Floats | None, *, tol: float, last: bool) -> tuple[Outcome, str]:
         """The Frobenius-norm problem and the name of the method; ``last`` unless another norm follows."""
         method = self.request.method if last else "auto"
+        device = self.problem.tensors.tokens.device
+        device = device if device.type == "cuda" else torch.device("cpu")  # elsewhere there is no float64
+        if self.request.group is not None or device.type != "cpu":
+            method = "newton"
         name = {"coordinate": "coordinate", "newton": "newton"}.get(method, "coordinate+newton")
-        iterates = frobenius_iterates(self.view.rows, start=start, method=method)
+        iterates = frobenius_iterates(
+            self.view.rows,
+            start=start,
+            method=method,
+            max_bytes=self.request.max_bytes,
+            device=device,
+            group=self.request.group,
+        )
         return self._drive(iterates, "fro", tol, name, last=last), name
 
     def other_norm(self, W: Floats, dual: Floats) -> tuple[Outcome, str]:
         """The problem in the norm asked for, from a feasible matrix and multipliers."""
-        iterates = {"splitting": splitting_iterates, "primal-dual": nuclear_iterates}
-        method = self.request.method
-        name = _nuclear_method(self.view.rows, dual) if method == "auto" else method
-        steps = iterates[name](self.view.rows, W=W, dual=dual)
-        return self._drive(steps, self.request.norm, 0.9 * self.request.tol, name, last=True), name
+        rows, norm, group = self.view.rows, self.request.norm, self.request.group
+        name = self.request.method
+        if name == "auto":
+            name = "primal-dual" if group is not None else method_for(rows, dual, norm)
+        steps = norm_iterates(rows, norm, W=W, dual=dual, method=name, group=group)
+        return self._drive(steps, norm, 0.9 * self.request.tol, name, last=True), name
+
+    def rank_bound(self, outcome: Outcome, name: str) -> tuple[Outcome, str]:
+        """The best matrix of at most the rank asked for, from the answer without that bound."""
+        rank = self.request.rank
+        small = np.linalg.svd(outcome.W, compute_uv=False)
+        if rank is None or outcome.status is not Status.OPTIMAL or not np.any(small[rank:] > 1e-12 * small[:1]):
+            return outcome, name
+        limits = self._limits(name, last=True)
+        bound = low_rank(
+            self.view.rows, W=outcome.W, dual=outcome.dual, rank=rank, tol=0.9 * self.request.tol, limits=limits
+        )
+        bound.iterations += outcome.iterations
+        return bound, f"{name}+low-rank"
 
     def finish(self, outcome: Outcome, method: str) -> Solution:
         """The answer."""
         return finished(self.problem, self.view, outcome, self.request, method=method, began=self.began)
 
     def _drive(self, iterates: Iterator[Iterate], norm: Norm, tol: float, method: str, *, last: bool) -> Outcome:
+        return drive(self.view, iterates, norm=norm, tol=tol, limits=self._limits(method, last=last))
+
+    def _limits(self, method: str, *, last: bool) -> Limits:
         request = self.request
-        limits = Limits(
+        return Limits(
             seconds=request.max_seconds,
             iterations=request.max_iterations,
             began=self.began,
             progress=request.progress if last else None,
             keep=self._keeper(method) if request.checkpoint is not None and last else None,
         )
-        return drive(self.view, iterates, norm=norm, tol=tol, limits=limits)
 
     def _keeper(self, method: str) -> Callable[[Outcome], None]:
         """Hands the best so far to ``checkpoint`` now and then."""
@@ -249,16 +293,6 @@ class _Work:
                 told = time.monotonic()
 
         return keep
-
-
-def _nuclear_method(rows: Rows, dual: Floats) -> str:
-    """Splitting where the factorisation of its working set is cheap beside the steps that it saves."""
-    p, q = rows.tokens.shape[2], rows.queries.shape[1]
-    members = 1.5 * float((dual != 0).sum())
-    spectrum = 20.0 * p * q * min(p, q)
-    splitting = members**3 / 3.0 + spectrum
-    primal_dual = 8.0 * rows.n_rows * p + spectrum
-    return "splitting" if members <= MAX_WORKING_SET and splitting <= 40.0 * primal_dual else "primal-dual"
 
 
 def _asks_nothing(rows: Rows) -> bool:

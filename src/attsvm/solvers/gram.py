@@ -1,0 +1,112 @@
+"""Linear systems with the Gram matrix of some rows, factorised in place, large ones in single precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attsvm.solvers.operator import LinearRows
+
+__all__ = ["Gram", "gram_bytes"]
+
+PART = 512
+"""Rows of the matrix that are computed at a time."""
+
+SINGLE = 4000
+"""From so many rows the factor is in float32, at twice the speed and half the memory, and preconditions the rest."""
+
+SINGLE_RIDGE = 1e-5
+"""What is added to the unit diagonal in float32 at least; rounding is about the root of the size times 6e-8."""
+
+
+def gram_bytes(size: int) -> int:
+    """Memory of the matrix of ``size`` rows."""
+    return size * size * (4 if size >= SINGLE else 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gram:
+    """``eps + (D D^T) * (Z Z^T)`` for unit rows, by its Cholesky factor.
+
+    Attributes
+    ----------
+    operator
+        All rows.
+    index
+        (k,) the rows of the matrix.
+    eps
+        What is added to the unit diagonal.
+    factor
+        (k, k) lower triangular, in the memory of the matrix itself.
+    """
+
+    operator: LinearRows
+    index: Tensor
+    eps: float
+    factor: Tensor
+
+    @classmethod
+    def of(cls, operator: LinearRows, index: Tensor, eps: float) -> Gram:
+        """Factorise."""
+        D, Z = operator.factors(index)
+        ridge = eps
+        if len(index) >= SINGLE:
+            D, Z, ridge = D.float(), Z.float(), max(eps, SINGLE_RIDGE)
+        lower = D.new_empty(len(index), len(index))
+        while True:
+            _fill(lower, D, Z, 1.0 + ridge)
+            # The lower triangle of a matrix in rows is the upper one of its transpose, which LAPACK overwrites.
+            info = torch.empty((), dtype=torch.int32, device=lower.device)
+            torch.linalg.cholesky_ex(lower.mT, upper=True, out=(lower.mT, info))
+            if int(info) == 0:
+                return cls(operator=operator, index=index, eps=eps, factor=lower)
+            ridge *= 10.0  # rounding made the matrix indefinite; a larger eps only slows the outer iteration
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether solutions are as good as float64 makes them."""
+        return self.factor.dtype == torch.float64
+
+    def is_for(self, index: Tensor, eps: float) -> bool:
+        """Whether this is the matrix of these rows."""
+        return self.eps == eps and torch.equal(self.index, index)
+
+    def solve(self, rhs: Tensor, *, wanted: float) -> Tensor:
+        """Solve for one right-hand side (k,), in float32 until the residual is ``wanted`` or as small as may be."""
+        ready = self._by_factor(rhs)
+        if self.is_exact:
+            return ready
+        x, rest, way, fall = torch.zeros_like(rhs), rhs, ready, float(rhs @ ready)
+        least = max(wanted, 1e-13 * float(torch.linalg.vector_norm(rhs)))
+        for _ in range(50):
+            image = self._product(way)
+            length = fall / float(way @ image)
+            x, rest = x + length * way, rest - length * image
+            if float(torch.linalg.vector_norm(rest)) <= least:
+                break
+            ready = self._by_factor(rest)
+            last, fall = fall, float(rest @ ready)
+            way = ready + (fall / last) * way
+        return x
+
+    def _by_factor(self, rhs: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(self.factor, rhs[:, None].to(self.factor.dtype), upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True)[:, 0].to(rhs.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """The matrix times ``x`` in full precision, by the rows themselves."""
+        weights = torch.zeros_like(self.operator.size)
+        weights[self.index] = x
+        return self.operator.forward(self.operator.adjoint(weights))[self.index] + self.eps * x
+
+
+def _fill(matrix: Tensor, D: Tensor, Z: Tensor, diagonal: float) -> None:
+    """Write the lower triangle of the Gram matrix; what is above it is of no use."""
+    for begin in range(0, len(D), PART):
+        end = min(begin + PART, len(D))
+        part = matrix[begin:end, :end]
+        torch.mm(D[begin:end], D[:end].T, out=part)
+        part *= Z[begin:end] @ Z[:end].T
+    matrix.diagonal().fill_(diagonal)
