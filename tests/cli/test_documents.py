@@ -93,6 +93,14 @@ def test_every_key_and_array_of_a_solution_is_described(attsvm: Commands, feasib
     assert set(re.findall(r'"(\w+)":', first)) <= keys_of(text, "solve: metrics.jsonl")
 
 
+def test_documented_solve_commands_run(attsvm: Commands) -> None:
+    text = (DOCS / "file-formats.md").read_text(encoding="utf-8")
+    written = re.findall(r"^attsvm (solve .*)$", text, re.MULTILINE)
+    assert len(written) == 3
+    write_problem(attsvm.home / "problem.npz")
+    assert [attsvm(*command.split(), "-q").code for command in written] == [0, 0, 0]
+
+
 def test_every_key_of_a_problem_file_is_described() -> None:
     from attsvm.data.problems import _KEYS
 

@@ -14,6 +14,10 @@ RUN_BY = {
     "make check": ".ci/run",
     "make docs": ".ci/run, through make check",
     "make bench": "by hand; the results are kept in benchmarks/results",
+    "python -m benchmarks --list": "tests/meta/test_benchmarks.py",
+    "python -m benchmarks --only growth 'batch-*'": "tests/meta/test_benchmarks.py (tiny sizes)",
+    "python -m benchmarks --markdown": "tests/meta/test_benchmarks.py",
+    "python -m benchmarks --plots docs": "tests/meta/test_benchmarks.py",
     "make format": "by hand, before a commit",
     "make demo PYTHON=python3.12": "by hand, for every supported Python",
     "bash .ci/run": "the continuous integration",
@@ -27,6 +31,10 @@ RUN_BY = {
     "attsvm verify --json --quiet": "tests/cli",
     "attsvm verify data.npz --output-dir runs/arrays": "tests/cli",
     "attsvm report runs/reviews": "tests/cli",
+    "attsvm solve problem.npz --output-dir runs/problem": "tests/cli/test_documents.py",
+    "attsvm solve problem.npz --norm nuc --tol 1e-8 --output-dir runs/nuclear": "tests/cli/test_documents.py",
+    "attsvm solve problem.npz --max-seconds 3600 --output-dir runs/problem --resume": "tests/cli/test_documents.py",
+    "torchrun --nproc-per-node 2 -m attsvm solve problem.npz --output-dir runs/problem": "tests/cli/test_solve_processes.py",
 }
 
 

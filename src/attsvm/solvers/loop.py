@@ -51,7 +51,7 @@ class Outcome:
     status: Status = Status.ITERATION_LIMIT
     iterations: int = 0
     ray: Floats | None = None
-    history: list[tuple[int, float]] = field(default_factory=list)
+    history: list[tuple[int, float, float, float]] = field(default_factory=list)
 
     @property
     def gap(self) -> float:
@@ -109,7 +109,7 @@ def drive(view: RowView, iterates: Iterator[Iterate], *, norm: Norm, tol: float,
                 break
             if iterate.W is not None:
                 _take_matrix(view, iterate.W, norm, best)
-            best.history.append((iterate.step, best.gap))
+            best.history.append((iterate.step, best.gap, best.upper, best.lower))
             if limits.progress is not None:
                 limits.progress(iterate.step, best.gap)
             if best.gap <= tol:

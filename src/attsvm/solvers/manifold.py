@@ -101,7 +101,7 @@ def finished(
 def _cost(rows: Rows, dual: Floats) -> float:
     """Operations of one step of Newton's method: three factorisations, and products."""
     members = float((dual != 0).sum())
-    return members**3 + 5.0 * members**2 * (rows.tokens.shape[2] + rows.queries.shape[1])
+    return float(members * members * (members + 5.0 * (rows.tokens.shape[2] + rows.queries.shape[1])))
 
 
 def manifold_iterates(rows: Rows, *, W: Floats, dual: Floats) -> Iterator[Iterate]:

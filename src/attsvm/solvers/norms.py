@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,10 @@ def method_for(rows: Rows, dual: Floats, norm: Norm) -> str:
     primal_dual = 8.0 * rows.n_rows * p + proximal
     if norm != "nuc":
         newton = 5.0 * members**3 / 3.0 + members**2 * max(p, q) ** 2 + proximal
-        return "newton" if fits(rows, members) and newton <= 40.0 * primal_dual else "primal-dual"
+        # Newton's method needs some 40 steps; the other, at about a tenth of the speed, some 500 iterations, and many
+        # more where vertices have to be found.
+        vertices = norm in (1.0, math.inf)
+        pays = newton <= (5000.0 if vertices else 500.0) * primal_dual
+        return "newton" if fits(rows, members) and pays else "primal-dual"
     splitting = members**3 / 3.0 + spectrum
     return "splitting" if members <= MAX_WORKING_SET and splitting <= 40.0 * primal_dual else "primal-dual"

@@ -62,7 +62,7 @@ LARGEST = 1e4
 PATIENCE = 8
 """Outer steps in a row that may fail."""
 
-EASY, HARD = 8, 16
+QUICK, EASY, HARD = 2, 8, 16
 """An outer step of at most EASY inner steps is followed by a longer one, of more than HARD by a shorter one."""
 
 
@@ -118,7 +118,7 @@ def newton_iterates(rows: Rows, norm: Norm, *, W: Floats, dual: Floats) -> Itera
             return
         if math.isfinite(rows.penalty):
             yield Iterate(W=stage.lifted(point).numpy(), dual=None, step=count)
-        failed = point.residual > 1000.0 * stage.tolerance(point)
+        failed = point.residual > 1e4 * stage.tolerance(point)
         stage = stage.following(point, steps, failed=failed)
 
 
@@ -137,6 +137,7 @@ class _Point:
     dual: Tensor  # (R,)
     answer: _Answer
     value: float  # of the negated function of l
+    noise: float  # rounding of the value
     slope: Tensor  # (R,) its gradient
     residual: float  # largest move that the gradient asks for inside the box
 
@@ -160,7 +161,7 @@ class _Stage:
     """Largest sigma that may be tried now."""
     largest: float
     """Largest sigma that may ever be tried."""
-    left: int = 100
+    left: int = 200
     """Outer steps that may follow."""
     failures: int = 0
     """How many of the last outer steps were not solved."""
@@ -188,14 +189,15 @@ class _Stage:
         values = torch.from_numpy(coordinate.values(self.rows, answer.W.contiguous().numpy())) / self.size
         moved = dual - self.dual
         slope = values - self.rhs + self.rho * moved
-        value = (
-            float((answer.W * answer.W).sum()) / (2.0 * self.sigma)
-            + answer.half_square
-            + 0.5 * self.rho * float(moved @ moved)
-            - float(self.rhs @ dual)
-        )
+        terms = [
+            float((answer.W * answer.W).sum()) / (2.0 * self.sigma),
+            answer.half_square,
+            0.5 * self.rho * float(moved @ moved),
+            -float(self.rhs @ dual),
+        ]
         residual = float((dual - (dual - slope).clamp(self.lower, self.upper)).abs().amax())
-        return _Point(dual=dual, answer=answer, value=value, slope=slope, residual=residual)
+        noise = 1e-14 * sum(map(abs, terms))
+        return _Point(dual=dual, answer=answer, value=sum(terms), noise=noise, slope=slope, residual=residual)
 
     def tolerance(self, point: _Point) -> float:
         """The residual at which the inner problem is solved: little more than rounding, which slack multiplies."""
@@ -231,12 +233,11 @@ class _Stage:
         direction = torch.zeros_like(point.dual)
         direction[index] = part
         fall, length = float(slope @ part), 1.0
-        noise = 1e-14 * abs(point.value)
         while length > 1e-6:
             new = self.at((point.dual + length * direction).clamp(self.lower, self.upper))
-            if new.value <= point.value + 1e-4 * length * fall + noise:
+            if new.value <= point.value + 1e-4 * length * fall + point.noise:
                 # Within the rounding of values only a smaller residual is progress.
-                return new if -length * fall > noise or new.residual < 0.5 * point.residual else None
+                return new if -length * fall > point.noise or new.residual < 0.5 * point.residual else None
             length *= 0.5
         return None
 
@@ -254,7 +255,7 @@ class _Stage:
         if self.left == 0 or failures > PATIENCE or not (steps > 0 or moved):
             return None
         # What has failed is not tried again at once.
-        ceiling = 0.5 * self.sigma if failed else min(1.2 * self.ceiling, self.largest)
+        ceiling = 0.5 * self.sigma if failed else min((1.2 if steps > QUICK else 2.0) * self.ceiling, self.largest)
         factor = 0.25 if failed else 4.0 if steps <= EASY else 0.5 if steps > HARD else 1.0
         factor = min(factor, ceiling / self.sigma)
         return replace(

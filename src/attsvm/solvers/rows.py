@@ -7,7 +7,7 @@ token. Rows are never expanded to d x d; tokens are stored once, however many qu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,24 @@ class Rows:
         block = self.block[rows]
         i = self.sequence[block]
         return self.tokens[i, self.first[block]] - self.tokens[i, self.token[rows]]
+
+    def of_sequences(self, sequences: Ints) -> tuple[Ints, Rows]:
+        """The rows of some sequences: their numbers (k,) among all, and a problem of their own."""
+        blocks = np.flatnonzero(np.isin(self.sequence, sequences))
+        counts = np.diff(self.start)[blocks]
+        index = np.flatnonzero(np.isin(self.block, blocks))
+        return index, replace(
+            self,
+            queries=self.queries[blocks],
+            sequence=self.sequence[blocks],
+            first=self.first[blocks],
+            start=np.append(0, np.cumsum(counts)),
+            token=self.token[index],
+            tie=self.tie[index],
+            rhs=self.rhs[index],
+            size=self.size[index],
+            place=np.ascontiguousarray(self.place[:, index]),
+        )
 
     def expand(self, W: Floats) -> Floats:
         """A matrix of the reduced basis (p, q) as (d, d)."""

@@ -12,7 +12,6 @@ from numba import njit
 
 from attsvm.selection.certificate import RAY_TOLERANCE
 from attsvm.solvers.small_kernels import (
-    FREE,
     LANE,
     RIDGE,
     UPPER,
@@ -38,8 +37,8 @@ STEPS = 30
 ROOM = 1e-12
 """How far beyond its bound a row is put where W cannot be scaled, relative to ``||W||_F`` and the row."""
 
-EXACT = 1e-11
-"""How far a tie, or a row that asks for 0, may be off, likewise: a tenth of what the certificate allows."""
+EXACT = 1e-12
+"""How far a tie, or a row that asks for 0, may be off, likewise: a hundredth of what the certificate allows."""
 
 
 @njit(cache=True, nogil=True)
@@ -171,7 +170,7 @@ def solve_frobenius(problems, penalty, fixed, tol, limit, s, W, dual, ties, code
             ended, rounds[b] = least_norm(R, P, m, fixed and not soft, tol, soft, limit, Wt, s)
             if ended != FAILED:
                 write(R, dual[b], ties[b], s)
-            if ended == SOLVED or ended == LIMIT:
+            if ended in (SOLVED, LIMIT):
                 for r in range(R):
                     if not s.tie[r]:
                         s.dual[r] = min(max(s.dual[r], 0.0), s.bound[r])

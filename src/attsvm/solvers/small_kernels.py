@@ -166,7 +166,7 @@ def gather(X, Z, asked, tie, first, rhs, penalty, dual, s):  # type: ignore[no-u
                 s.bound[R] = np.inf if tie[i, b, t] else penalty * (size * length)
                 s.place[R] = place
                 R += 1
-            if R > s.begin[m]:
+            if s.begin[m] < R:
                 for k in range(d):
                     s.Z[m, k] = Z[i, b, k] / length
                 m += 1

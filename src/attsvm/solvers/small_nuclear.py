@@ -65,7 +65,7 @@ def _project(R, P, m, q, V, out, n, s):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _split(R, P, m, q, begin, end, tau, n, s):  # type: ignore[no-untyped-def]
-    """Steps of Douglas-Rachford splitting from ``point``: the new tau, or 0 if they fail; W and multipliers are left."""
+    """Steps of Douglas-Rachford splitting from ``point`` to W and multipliers: the new tau, or 0 if they fail."""
     p = n.W.shape[1]
     for step in range(begin, end):
         if not _project(R, P, m, q, n.point, n.G, n, s):
@@ -206,7 +206,7 @@ def solve_nuclear(problems, fixed, exact, tol, limit, n, s, W, dual, ties, code,
                 n.W[:q] = 0.0
             if ended != FAILED:
                 write(R, dual[b], ties[b], s)
-            if ended == SOLVED or ended == LIMIT:
+            if ended in (SOLVED, LIMIT):
                 for i in range(d):
                     for j in range(q):
                         for k in range(d):

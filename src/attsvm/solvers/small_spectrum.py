@@ -65,7 +65,7 @@ def _rotate(A, i, j, c, s):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
 def _jacobi(q, Y, V, square):  # type: ignore[no-untyped-def]
-    """Rotate the first q rows of ``Y``, and of ``V`` with them, until they are orthogonal; ``square``: their squares."""
+    """Rotate the first q rows of ``Y``, and of ``V`` with them, until they are orthogonal; ``square``: their sizes."""
     p = Y.shape[1]
     for _ in range(SWEEPS):
         largest = 0.0

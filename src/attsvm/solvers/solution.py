@@ -116,8 +116,8 @@ class Solution:
     method: str
     penalty: float = math.inf
     ray: Any = None
-    history: tuple[tuple[int, float], ...] = field(default=(), repr=False)
-    """(iteration, gap) at each check."""
+    history: tuple[tuple[int, float, float, float], ...] = field(default=(), repr=False)
+    """(iteration, gap, upper bound, lower bound) at each check."""
 
     @property
     def gap(self) -> Any:

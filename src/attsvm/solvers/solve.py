@@ -25,6 +25,7 @@ from attsvm.solvers.norms import method_for, norm_iterates
 from attsvm.solvers.request import Request
 from attsvm.solvers.rows import Floats, Rows, compile_rows
 from attsvm.solvers.solution import Solution, Status
+from attsvm.solvers.suspects import watched
 from attsvm.solvers.view import RowView
 
 __all__ = ["Failure", "reported", "solve"]
@@ -163,13 +164,18 @@ def _solve_batch(problem: TokenSelection, request: Request) -> Solution:
         if getattr(request, name) is not None:
             argument = "process_group" if name == "group" else name
             raise UnsupportedError(f"solve: {argument} is not supported for a batch of problems.")
-    began = time.monotonic()
+    began, interrupted = time.monotonic(), False
 
     def alone(b: int) -> Solution:
-        one = dataclasses.replace(request, max_seconds=_left(request, began))
+        nonlocal interrupted
+        one = dataclasses.replace(request, max_seconds=0.0 if interrupted else _left(request, began))
         if request.center is not None and request.center.ndim == 3:
             one = dataclasses.replace(one, center=request.center[b])
-        return _solve_one(problem[b], one)
+        solution = _solve_one(problem[b], one)
+        if interrupted and solution.status is Status.TIME_LIMIT:
+            solution = dataclasses.replace(solution, status=Status.INTERRUPTED)
+        interrupted |= solution.status is Status.INTERRUPTED
+        return solution
 
     norm, penalty = request.norm, request.penalty
     plain = request.center is None and request.rank is None and request.method == "auto"
@@ -240,6 +246,8 @@ class _Work:
             device=device,
             group=self.request.group,
         )
+        if not self.request.is_soft:
+            iterates = watched(iterates, self.view.rows, frobenius_iterates)
         return self._drive(iterates, "fro", tol, name, last=last), name
 
     def other_norm(self, W: Floats, dual: Floats) -> tuple[Outcome, str]:

@@ -113,7 +113,7 @@ def test_the_response_is_the_derivative(p: float, rng: np.random.Generator) -> N
         ]
         torch.testing.assert_close(derivative, torch.stack(columns, 1), rtol=0.0, atol=1e-6)
         spectrum = torch.linalg.eigvalsh(derivative)
-        assert -1e-12 <= float(spectrum[0])
+        assert float(spectrum[0]) >= -1e-12
         assert float(spectrum[-1]) <= 1.0 + 1e-12
 
 

@@ -27,9 +27,10 @@ def random_problem(seed: int = 3, *, several: bool = False) -> TokenSelection:
     return TokenSelection(tokens, queries, selected)
 
 
-def one_dimension() -> TokenSelection:
-    """Two sequences that contradict each other, and one that does not matter."""
-    return TokenSelection([[[1.0], [0.0]], [[0.0], [1.0]], [[3.0], [1.0]]], [[1.0], [1.0], [1.0]], [0, 0, 0])
+def contradiction() -> TokenSelection:
+    """Two sequences that contradict each other, and one that has nothing to do with them."""
+    tokens = [[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]]
+    return TokenSelection(tokens, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [0, 0, 0])
 
 
 def operators(rows: Rows) -> dict[str, LinearRows]:
@@ -95,7 +96,7 @@ def test_every_way_to_solve_the_systems_gives_the_same_matrix(
 
 @pytest.mark.parametrize("max_bytes", [1e9, 0.0])
 def test_runaway_multipliers_name_the_contradiction(max_bytes: float) -> None:
-    rows = compile_rows(one_dimension())
+    rows = compile_rows(contradiction())
     outcome = solved(rows, RowOperator.of(rows), max_bytes=max_bytes)
     assert outcome.status is Status.INFEASIBLE
     assert outcome.ray is not None
