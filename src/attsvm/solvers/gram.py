@@ -1,4 +1,4 @@
-"""Linear systems with the Gram matrix of some rows, factorised in place, large ones in single precision."""
+"""The linear systems of a Newton step on some rows: their Gram matrix, or the normal matrix where that is smaller."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from attsvm.solvers.operator import LinearRows
 
-__all__ = ["Gram", "gram_bytes"]
+__all__ = ["Gram", "Normal", "gram_bytes", "gram_operations", "normal_operations"]
 
 PART = 512
 """Rows of the matrix that are computed at a time."""
+
+NORMAL_BYTES = 2**25
+"""Size of the rows that are written out at a time, p q numbers each."""
 
 SINGLE = 4000
 """From so many rows the factor is in float32, at twice the speed and half the memory, and preconditions the rest."""
@@ -24,6 +27,16 @@ SINGLE_RIDGE = 1e-5
 def gram_bytes(size: int) -> int:
     """Memory of the matrix of ``size`` rows."""
     return size * size * (4 if size >= SINGLE else 8)
+
+
+def gram_operations(rows: float, p: int, q: int) -> float:
+    """Operations to make and to factorise the Gram matrix of so many rows of p x q matrices."""
+    return rows**2 * (p + q) + rows**3 / 3.0
+
+
+def normal_operations(rows: float, p: int, q: int) -> float:
+    """The same for the normal matrix."""
+    return rows * float(p * q) ** 2 + float(p * q) ** 3 / 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +123,33 @@ def _fill(matrix: Tensor, D: Tensor, Z: Tensor, diagonal: float) -> None:
         torch.mm(D[begin:end], D[:end].T, out=part)
         part *= Z[begin:end] @ Z[:end].T
     matrix.diagonal().fill_(diagonal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normal:
+    """``eps + sum(A_r A_r^T)`` (p q, p q) over some unit rows, by its Cholesky factor."""
+
+    factor: Tensor
+
+    @classmethod
+    def of(cls, operator: LinearRows, index: Tensor, eps: float) -> Normal:
+        """Factorise."""
+        D, Z = operator.factors(index)
+        size = D.shape[1] * Z.shape[1]
+        matrix = D.new_zeros(size, size)
+        step = max(1, NORMAL_BYTES // (8 * size))
+        for begin in range(0, len(D), step):
+            rows = (D[begin : begin + step, :, None] * Z[begin : begin + step, None, :]).flatten(1)
+            matrix.addmm_(rows.T, rows)
+        ridge = eps
+        while True:
+            shifted = matrix.clone()
+            shifted.diagonal().add_(ridge)
+            factor, info = torch.linalg.cholesky_ex(shifted)
+            if int(info) == 0:
+                return cls(factor=factor)
+            ridge = max(10.0 * ridge, 1e-15 * float(matrix.diagonal().sum()))
+
+    def solve(self, right: Tensor) -> Tensor:
+        """Solve for one matrix (p, q)."""
+        return torch.cholesky_solve(right.reshape(-1, 1), self.factor).reshape(right.shape)

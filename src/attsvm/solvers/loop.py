@@ -121,7 +121,9 @@ def drive(view: RowView, iterates: Iterator[Iterate], *, norm: Norm, tol: float,
             if limits.seconds is not None and view.most(time.monotonic() - limits.began) > limits.seconds:
                 best.status = Status.TIME_LIMIT
                 break
-            if limits.iterations is not None and iterate.step >= limits.iterations:
+            offered = iterate.W is not None or iterate.dual is not None
+            # A step that only counts is followed by what it led to.
+            if limits.iterations is not None and iterate.step >= limits.iterations + (not offered):
                 break
             if last.stalled(best):
                 break

@@ -10,9 +10,9 @@ F only, those with u strictly between the bounds, and a Newton step solves
 
 $$(\varepsilon + A_F A_F^\top)\, \delta = r, \qquad \Delta W = A_F^\top \delta - (W - A^\top \mathrm{clip}(u)) ,$$
 
-by Cholesky factorisation of the Gram matrix ``(D D^T) * (Z Z^T)`` while that fits into memory, or for ``Delta W`` by
-conjugate gradients otherwise and where rows are spread over processes: then only matrices (p, q) and a few numbers are
-summed. The step length is exact. All rows take part in every step, so no working set has to be guessed.
+by Cholesky factorisation of the Gram matrix ``(D D^T) * (Z Z^T)``, or for ``Delta W`` by that of the normal matrix
+(p q, p q) where it is cheaper, or by conjugate gradients where neither fits into memory or rows are spread over
+processes: then only matrices (p, q) and a few numbers are summed. The step length is exact. All rows take part in every step, so no working set has to be guessed.
 
 If no W exists the centres run away along the ray that proves it.
 
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attsvm.solvers.gram import Gram, gram_bytes
+from attsvm.solvers.gram import Gram, Normal, gram_bytes, gram_operations, normal_operations
 from attsvm.solvers.loop import Iterate
 from attsvm.solvers.operator import LinearRows
 from attsvm.solvers.rows import Floats, Rows
@@ -222,10 +222,16 @@ class _Newton:
         ``excess`` is clip(u) - u, not 0 where a row is taken as free that is not.
         """
         index = free.nonzero().flatten()
-        if self.operator.shared or gram_bytes(len(index)) > self.max_bytes:
-            return self._gradients(free, excess, residual, eps), index, None
-        if len(index) == 0:
+        if len(index) == 0 and not self.operator.shared:
             return -residual, index, excess[index]
+        p, q = residual.shape
+        few = gram_operations(len(index), p, q) <= normal_operations(len(index), p, q)
+        small = (gram_bytes(len(index)) if few else 16.0 * (p * q) ** 2) <= self.max_bytes
+        if self.operator.shared or not small:
+            return self._gradients(free, excess, residual, eps), index, None
+        if not few:
+            aim = -residual - self.operator.adjoint(torch.where(free, excess, 0.0))
+            return Normal.of(self.operator, index, eps).solve(eps * aim), index, None
         if self.gram is None or not self.gram.is_for(index, eps):
             self.gram = None  # its memory is wanted
             self.gram = Gram.of(self.operator, index, eps)

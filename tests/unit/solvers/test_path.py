@@ -22,7 +22,8 @@ def test_a_path_of_penalties_ends_at_the_hard_margin() -> None:
         alone = solve(problem, penalty=C)
         assert solution.upper_bound == pytest.approx(alone.upper_bound, rel=2e-6)
         proof = certify(problem, solution.W, solution.duals, penalty=C)
-        assert (proof.upper_bound, proof.lower_bound) == (solution.upper_bound, solution.lower_bound)
+        assert proof.upper_bound == pytest.approx(solution.upper_bound, rel=1e-12)
+        assert proof.lower_bound == pytest.approx(solution.lower_bound, rel=1e-12)
         assert float(solution.duals.max()) <= C
     # The value of slack rises with its price; in the end no slack is left, and the objective is half the square.
     assert (np.diff(path.upper_bound[:-1]) > 0).all()
