@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numba import njit
 
-from attsvm.solvers.rows import Floats, Rows
+from attsvm.solvers.rows import Floats, Ints, Rows
 
 __all__ = ["Descent", "combine", "sweep", "values"]
 
@@ -31,9 +31,9 @@ _FAST = {"reassoc", "contract"}
 
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
-def _sweep(X, Z, sequence, first, start, token, tie, rhs, square, limit, W, dual, passes, U, G):  # type: ignore[no-untyped-def]
+def _sweep(X, Z, sequence, first, start, token, tie, rhs, square, limit, W, dual, order, settled, passes, U, G):  # type: ignore[no-untyped-def]
     p, q = W.shape
-    group, m = len(U), len(sequence)
+    group, m = len(U), len(order)
     touched = np.zeros(group, np.bool_)
     for begin in range(0, m, group):
         count = min(group, m - begin)
@@ -41,29 +41,29 @@ def _sweep(X, Z, sequence, first, start, token, tie, rhs, square, limit, W, dual
             for c in range(count):
                 total = 0.0
                 for j in range(q):
-                    total += W[k, j] * Z[begin + c, j]
+                    total += W[k, j] * Z[order[begin + c], j]
                 U[c, k] = total
         for c in range(count):
             for e in range(c):
                 if touched[e]:
                     zz = 0.0
                     for j in range(q):
-                        zz += Z[begin + e, j] * Z[begin + c, j]
+                        zz += Z[order[begin + e], j] * Z[order[begin + c], j]
                     for k in range(p):
                         U[c, k] += zz * G[e, k]
-            b = begin + c
+            b = order[begin + c]
             lo, hi = start[b], start[b + 1]
             X_b, rows = X[sequence[b]], (token[lo:hi], tie[lo:hi], rhs[lo:hi], square[lo:hi], limit)
-            touched[c] = _block(X_b, X_b[first[b]], Z[b], rows, dual[lo:hi], passes, U[c], G[c])
+            touched[c] = _block(X_b, X_b[first[b]], Z[b], rows, dual[lo:hi], settled, passes, U[c], G[c])
         for k in range(p):
             for c in range(count):
                 if touched[c]:
                     for j in range(q):
-                        W[k, j] += G[c, k] * Z[begin + c, j]
+                        W[k, j] += G[c, k] * Z[order[begin + c], j]
 
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
-def _block(X, own, z, rows, dual, passes, u, g):  # type: ignore[no-untyped-def]
+def _block(X, own, z, rows, dual, settled, passes, u, g):  # type: ignore[no-untyped-def]
     """Change the multipliers of one query, given ``u = W z``; their sum goes to ``g``. True if any changed."""
     token, tie, rhs, square, limit = rows
     p = len(u)
@@ -76,7 +76,7 @@ def _block(X, own, z, rows, dual, passes, u, g):  # type: ignore[no-untyped-def]
         moved = False
         for r in range(len(token)):
             # Later passes only refine the rows that the first one left with a multiplier.
-            if turn > 0 and dual[r] == 0.0:
+            if (settled or turn > 0) and dual[r] == 0.0:
                 continue
             other = X[token[r]]
             value = 0.0
@@ -125,8 +125,11 @@ def _pooled(X, sequence, first, start, token, begin, dual, G):  # type: ignore[n
                     g[k] += dual[r] * (own[k] - other[k])
 
 
-def sweep(rows: Rows, W: Floats, dual: Floats, *, passes: int = 5) -> None:
-    """One pass over all blocks; changes ``W`` (p, q) and ``dual`` (R,) in place."""
+def sweep(rows: Rows, W: Floats, dual: Floats, *, order: Ints | None = None, passes: int = 5) -> None:
+    """One pass over all blocks; changes ``W`` (p, q) and ``dual`` (R,) in place.
+
+    With an ``order``, a pass over those blocks that changes only the multipliers that are not 0.
+    """
     p = W.shape[0]
     group = GROUP if W.nbytes > CACHE_BYTES else 1
     _sweep(
@@ -142,6 +145,8 @@ def sweep(rows: Rows, W: Floats, dual: Floats, *, passes: int = 5) -> None:
         rows.penalty,
         W,
         dual,
+        np.arange(len(rows.sequence)) if order is None else order,
+        order is not None,
         passes,
         np.empty((group, p)),
         np.empty((group, p)),
@@ -166,12 +171,14 @@ class Descent:
 
     def advance(self) -> None:
         """Some sweeps and an extrapolation, kept if it raises the dual value."""
+        sweep(self.rows, self.W, self.dual)
+        active = np.flatnonzero(np.logical_or.reduceat(self.dual != 0.0, self.rows.start[:-1]))
         iterates = np.empty((MEMORY + 1, len(self.dual)))
         iterates[0] = self.dual
         for k in range(MEMORY):
-            sweep(self.rows, self.W, self.dual)
+            sweep(self.rows, self.W, self.dual, order=active)
             iterates[k + 1] = self.dual
-        self.sweeps += MEMORY
+        self.sweeps += MEMORY + 1
         # W is kept by rank-one updates; rebuilding it stops their rounding from adding up.
         self.W = combine(self.rows, self.dual)
         steps = np.diff(iterates, axis=0)

@@ -153,8 +153,8 @@ def stacked(solutions: list[Solution], began: float) -> Solution:
     def each(name: str) -> tuple[Any, ...]:
         return tuple(getattr(solution, name) for solution in solutions)
 
-    arrays = {name: join(each(name)) for name in ("W", "duals", "equality_duals", "support")}
-    numbers = {name: each(name) for name in ("status", "upper_bound", "lower_bound", "margin", "iterations", "ray")}
+    arrays: dict[str, Any] = {name: join(each(name)) for name in ("W", "duals", "equality_duals", "support")}
+    numbers: dict[str, Any] = {name: each(name) for name in ("status", "upper_bound", "lower_bound", "margin", "iterations", "ray")}
     return Solution(
         **arrays,
         **numbers,

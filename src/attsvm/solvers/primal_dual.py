@@ -67,8 +67,8 @@ def primal_dual_iterates(
     free = torch.from_numpy(rows.tie)
     lowest = torch.where(free, -math.inf, torch.zeros_like(rhs))
     highest = torch.where(free, math.inf, rows.penalty * operator.size)
-    primal = torch.from_numpy(W).clone().to(device)
-    multiplier = torch.from_numpy(dual).to(device) * operator.size
+    primal = torch.from_numpy(W).clone()
+    multiplier = torch.from_numpy(dual) * operator.size
     slope = dual_norm(operator.adjoint(multiplier), norm)
     if slope > 0:
         multiplier = multiplier * (_total(operator, multiplier * rhs) / slope**2 if soft else 1.0 / slope)
@@ -88,7 +88,7 @@ def primal_dual_iterates(
             move_W, move_l = new_W - primal, new_l - multiplier
             step += 1
             if step % check_every == 0:
-                yield Iterate(W=new_W.cpu().numpy(), dual=(new_l / operator.size).cpu().numpy(), step=step)
+                yield Iterate(W=new_W.numpy(), dual=(new_l / operator.size).numpy(), step=step)
             residual = _distance(operator, move_W, move_l, eta, balance)
             if k == 0:
                 first = residual

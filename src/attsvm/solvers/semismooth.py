@@ -12,7 +12,8 @@ $$(\varepsilon + A_F A_F^\top)\, \delta = r, \qquad \Delta W = A_F^\top \delta -
 
 by Cholesky factorisation of the Gram matrix ``(D D^T) * (Z Z^T)``, or for ``Delta W`` by that of the normal matrix
 (p q, p q) where it is cheaper, or by conjugate gradients where neither fits into memory or rows are spread over
-processes: then only matrices (p, q) and a few numbers are summed. The step length is exact. All rows take part in every step, so no working set has to be guessed.
+processes: then only matrices (p, q) and a few numbers are summed. The step length is exact. All rows take part in every
+step, so no working set has to be guessed.
 
 If no W exists the centres run away along the ray that proves it.
 

@@ -12,7 +12,7 @@ import torch
 from attsvm.selection import TokenSelection, certify
 from attsvm.solvers import Status, solve
 from attsvm.solvers.loop import Limits, Outcome
-from attsvm.solvers.low_rank import _multipliers, low_rank, truncated
+from attsvm.solvers.low_rank import CURVATURE, _Model, _multipliers, low_rank, truncated
 from attsvm.solvers.reference import solve_reference
 from attsvm.solvers.rows import Rows, compile_rows
 from contract.problems import NAMED, select, sphere_problem
@@ -155,6 +155,17 @@ def test_ties_offsets_and_rows_that_ask_for_nothing_hold_exactly() -> None:
         assert math.isfinite(outcome.upper)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_repair_from_outside_raises_the_rank(seed: int) -> None:
+    """Once the bound was that of a repaired matrix, and the truncated one that was returned broke a row."""
+    generator = np.random.default_rng(seed)
+    X, Z, W = generator.normal(size=(2, 4, 6)), generator.normal(size=(2, 2, 6)), generator.normal(size=(6, 6))
+    best = np.einsum("ntd,de,nqe->nqt", X, W, Z).argmax(-1)
+    problem = TokenSelection(X, Z, best, offsets=2.0 * generator.normal(size=(2, 2, 4)))
+    assert math.isfinite(bounded(problem, 1)[0].upper)
+    assert math.isfinite(bounded(problem, 2)[0].upper)
+
+
 def test_limits_and_interrupts_are_reported_as_such() -> None:
     problem = sphere_problem(12, 8, 10, 0)
     assert bounded(problem, 2, seconds=0.0)[0].status is Status.TIME_LIMIT
@@ -192,3 +203,13 @@ def test_more_rows_than_unknowns_do_not_make_the_quadratic_program_cycle() -> No
     wanted = target - gram @ found
     wanted = torch.where(tie, wanted, wanted.clamp(min=0.0))
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-6 * float(wanted.abs().max()))
+
+
+def test_the_model_is_the_inverse_of_its_curvature() -> None:
+    generator = np.random.default_rng(0)
+    G, k, h = (generator.normal(size=shape) for shape in ((4, 6), (4, 2), (6, 2)))
+    U, g, Vh = np.linalg.svd(G, full_matrices=False)
+    cut = CURVATURE * (U * np.minimum(g, 1.0)) @ Vh
+    left, right = _Model.of(G, 0.3).solved(k, h)
+    np.testing.assert_allclose(1.3 * left - cut @ right, k, atol=1e-12)
+    np.testing.assert_allclose(1.3 * right - cut.T @ left, h, atol=1e-12)

@@ -60,7 +60,7 @@ def test_the_gap_is_squared_by_a_step(sizes: tuple[int, int, int, int]) -> None:
     assert first.W is not None
     assert first.dual is not None
     outcome = driven(rows, manifold_iterates(rows, W=first.W, dual=first.dual), tol=1e-9)
-    gaps = [gap for _, gap in outcome.history]
+    gaps = [check[1] for check in outcome.history]
     assert outcome.status is Status.OPTIMAL
     assert len(gaps) <= 8
     assert gaps[-1] <= 100.0 * gaps[-2] ** 2 + 1e-12
@@ -210,7 +210,7 @@ def test_a_working_set_that_is_too_large_passes_through(monkeypatch: pytest.Monk
 def test_steps_rise_and_a_second_run_is_the_same() -> None:
     rows = compile_rows(sphere_problem(12, 6, 8, 1))
     first, second = (together(rows, tol=1e-10, step_cost=1e4) for _ in range(2))
-    steps = [step for step, _ in first.history]
+    steps = [check[0] for check in first.history]
     assert steps == sorted(steps)
     assert first.history == second.history
     np.testing.assert_array_equal(first.W, second.W)
