@@ -160,7 +160,7 @@ def test_two_runs_agree_bit_for_bit(name: str, norm: Any, method: str) -> None:
 def test_a_warm_start_needs_no_more_iterations(norm: Any, method: str) -> None:
     cold = answer("sphere, seed 0", norm, method)
     warm = answer("sphere, seed 0", norm, method, warm_start=cold)
-    assert warm.iterations < cold.iterations
+    assert warm.iterations <= cold.iterations
     assert warm.status is Status.OPTIMAL
 
 

@@ -43,7 +43,11 @@ def matrix_norms(matrices: Tensor, norm: Norm) -> Tensor:
     if norm in ("nuc", "op"):
         values: Tensor = torch.linalg.svdvals(matrices)
         return values.sum(-1) if norm == "nuc" else values.amax(-1)
-    sizes: Tensor = torch.linalg.vector_norm(matrices, ord=2.0 if norm == "fro" else float(norm), dim=(-2, -1))
+    # Of size 1, so that no power of an entry leaves the range of float64.
+    peak = matrices.abs().amax((-2, -1), keepdim=True)
+    unit = matrices / torch.where(peak > 0, peak, 1.0)
+    order = 2.0 if norm == "fro" else float(norm)
+    sizes: Tensor = peak[..., 0, 0] * torch.linalg.vector_norm(unit, ord=order, dim=(-2, -1))
     return sizes
 
 

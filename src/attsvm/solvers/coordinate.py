@@ -34,32 +34,34 @@ _FAST = {"reassoc", "contract"}
 def _sweep(X, Z, sequence, first, start, token, tie, rhs, square, limit, W, dual, order, settled, passes, U, G):  # type: ignore[no-untyped-def]
     p, q = W.shape
     group, m = len(U), len(order)
-    touched = np.zeros(group, np.bool_)
+    touched, near = np.zeros(group, np.bool_), np.empty((group, q))
     for begin in range(0, m, group):
         count = min(group, m - begin)
+        for c in range(count):
+            near[c] = Z[order[begin + c]]
         for k in range(p):
             for c in range(count):
                 total = 0.0
                 for j in range(q):
-                    total += W[k, j] * Z[order[begin + c], j]
+                    total += W[k, j] * near[c, j]
                 U[c, k] = total
         for c in range(count):
             for e in range(c):
                 if touched[e]:
                     zz = 0.0
                     for j in range(q):
-                        zz += Z[order[begin + e], j] * Z[order[begin + c], j]
+                        zz += near[e, j] * near[c, j]
                     for k in range(p):
                         U[c, k] += zz * G[e, k]
             b = order[begin + c]
             lo, hi = start[b], start[b + 1]
             X_b, rows = X[sequence[b]], (token[lo:hi], tie[lo:hi], rhs[lo:hi], square[lo:hi], limit)
-            touched[c] = _block(X_b, X_b[first[b]], Z[b], rows, dual[lo:hi], settled, passes, U[c], G[c])
+            touched[c] = _block(X_b, X_b[first[b]], near[c], rows, dual[lo:hi], settled, passes, U[c], G[c])
         for k in range(p):
             for c in range(count):
                 if touched[c]:
                     for j in range(q):
-                        W[k, j] += G[c, k] * Z[order[begin + c], j]
+                        W[k, j] += G[c, k] * near[c, j]
 
 
 @njit(cache=True, fastmath=_FAST, nogil=True)
@@ -171,14 +173,18 @@ class Descent:
 
     def advance(self) -> None:
         """Some sweeps and an extrapolation, kept if it raises the dual value."""
-        sweep(self.rows, self.W, self.dual)
-        active = np.flatnonzero(np.logical_or.reduceat(self.dual != 0.0, self.rows.start[:-1]))
+        active: Ints | None = None
+        if 0 < len(self._active()) <= len(self.rows.sequence) // 2:
+            # Where few blocks have multipliers one sweep looks at all, and the others only at those.
+            sweep(self.rows, self.W, self.dual)
+            self.sweeps += 1
+            active = self._active()
         iterates = np.empty((MEMORY + 1, len(self.dual)))
         iterates[0] = self.dual
         for k in range(MEMORY):
             sweep(self.rows, self.W, self.dual, order=active)
             iterates[k + 1] = self.dual
-        self.sweeps += MEMORY + 1
+        self.sweeps += MEMORY
         # W is kept by rank-one updates; rebuilding it stops their rounding from adding up.
         self.W = combine(self.rows, self.dual)
         steps = np.diff(iterates, axis=0)
@@ -191,6 +197,10 @@ class Descent:
         if self._value(guess, W) > self._value(self.dual, self.W):
             self.dual[:] = guess
             self.W = W
+
+    def _active(self) -> Ints:
+        """Blocks with a multiplier that is not 0."""
+        return np.flatnonzero(np.logical_or.reduceat(self.dual != 0.0, self.rows.start[:-1]))
 
     def _value(self, dual: Floats, W: Floats) -> float:
         return float(dual @ self.rows.rhs - 0.5 * np.vdot(W, W))

@@ -73,5 +73,5 @@ def _newton_pays(rows: Rows, dual: Floats, sweeps: int) -> bool:
     p, q, k = rows.tokens.shape[2], rows.queries.shape[1], float((dual > 0).sum())
     sweep = 4.0 * p * (q * len(rows.sequence) + 2.0 * rows.n_rows)
     # Some twenty factorisations, each five to ten times faster than coordinate descent for as many operations.
-    newton = 3.0 * min(gram_operations(k, p, q), normal_operations(k, p, q))
+    newton = 6.0 * min(gram_operations(k, p, q), normal_operations(k, p, q))
     return bool(sweeps * sweep >= newton)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from attsvm.errors import InvalidInputError
+from attsvm.errors import InvalidInputError, UnsupportedError
 from attsvm.selection.arrays import as_float
 from attsvm.selection.norms import Norm, check_norm
 from attsvm.selection.problem import TokenSelection
@@ -22,7 +22,7 @@ __all__ = ["Request"]
 
 _METHODS = {
     "fro": ("auto", "coordinate", "newton"),
-    "others": ("auto", "splitting", "primal-dual"),
+    "others": ("auto", "newton", "splitting", "primal-dual"),
 }
 
 
@@ -64,6 +64,8 @@ class Request:
             )
         _check_method(norm, asked["method"])
         _check_rank(norm, asked["rank"], penalty)
+        if asked["rank"] is not None and asked["group"] is not None:
+            raise UnsupportedError("solve: rank is not supported with process_group.")
         for name in ("progress", "checkpoint"):
             if asked[name] is not None and not callable(asked[name]):
                 raise InvalidInputError(f"solve: {name} must be callable or None, got {asked[name]!r}.")

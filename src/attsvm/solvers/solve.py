@@ -21,7 +21,8 @@ from attsvm.solvers.finish import finished, stacked, trivial
 from attsvm.solvers.frobenius import frobenius_iterates
 from attsvm.solvers.loop import Iterate, Limits, Outcome, Progress, drive
 from attsvm.solvers.low_rank import low_rank
-from attsvm.solvers.norms import method_for, norm_iterates
+from attsvm.solvers.manifold import finished as with_newton
+from attsvm.solvers.norms import method_for, norm_iterates, step_cost
 from attsvm.solvers.request import Request
 from attsvm.solvers.rows import Floats, Rows, compile_rows
 from attsvm.solvers.solution import Solution, Status
@@ -75,7 +76,8 @@ def solve(
         the entrywise l_p norm.
     rank
         Bound on the rank of W, for ``"nuc"``. Below the rank of the minimiser the problem is not convex: the best
-        matrix found is returned, with the lower bound of the convex problem and the status LOCAL.
+        matrix found is returned, with the lower bound of the convex problem and the status LOCAL. With a centre it is
+        the rank of the change.
     penalty
         Price C of a unit of slack; inf for the hard margin. Ties inside selected sets have no slack.
     tol
@@ -86,7 +88,7 @@ def solve(
         Memory that the solver may use for its matrices, beyond the problem itself. Default: 1.5 GiB.
     method
         ``"auto"``; for ``"fro"`` also ``"coordinate"`` (coordinate descent alone) and ``"newton"``, for the others
-        ``"primal-dual"`` and ``"splitting"``.
+        ``"newton"``, ``"splitting"`` and ``"primal-dual"``.
     center
         (d, d): minimise ``||W - center||`` instead, the smallest change of a given matrix.
     warm_start
@@ -216,7 +218,7 @@ def _solve_one(problem: TokenSelection, request: Request) -> Solution:
     # Feasibility does not depend on the norm, and the Frobenius solver settles it fastest.
     outcome, name = work.frobenius(None if W_start is not None else start, tol=1e-2, last=False)
     if outcome.status is not Status.OPTIMAL:
-        return work.finish(outcome, name)
+        return work.finish(*work.rank_bound(outcome, name))
     W0, dual0 = (outcome.W, outcome.dual) if W_start is None or start is None else (W_start, start)
     return work.finish(*work.rank_bound(*work.other_norm(W0, dual0)))
 
@@ -254,22 +256,31 @@ class _Work:
         """The problem in the norm asked for, from a feasible matrix and multipliers."""
         rows, norm, group = self.view.rows, self.request.norm, self.request.group
         name = self.request.method
-        if name == "auto":
+        automatic = name == "auto"
+        if automatic:
             name = "primal-dual" if group is not None else method_for(rows, dual, norm)
         steps = norm_iterates(rows, norm, W=W, dual=dual, method=name, group=group)
-        return self._drive(steps, norm, 0.9 * self.request.tol, name, last=True), name
+        if automatic and norm == "nuc" and group is None and not self.request.is_soft:
+            steps = with_newton(steps, rows, step_cost=step_cost(rows, dual, name), W=W, dual=dual)
+            name += "+newton"
+        tol = 0.9 * self.request.tol
+        if self.request.rank is not None:  # what is below the tolerance would count as rank
+            tol = min(0.3 * tol, 1e-7)
+        return self._drive(steps, norm, tol, name, last=True), name
 
     def rank_bound(self, outcome: Outcome, name: str) -> tuple[Outcome, str]:
         """The best matrix of at most the rank asked for, from the answer without that bound."""
         rank = self.request.rank
-        small = np.linalg.svd(outcome.W, compute_uv=False)
-        if rank is None or outcome.status is not Status.OPTIMAL or not np.any(small[rank:] > 1e-12 * small[:1]):
+        sizes = np.linalg.svd(outcome.W, compute_uv=False)
+        if rank is None or not np.any(sizes[rank:] > 1e-12 * sizes[:1]):
             return outcome, name
         limits = self._limits(name, last=True)
         bound = low_rank(
             self.view.rows, W=outcome.W, dual=outcome.dual, rank=rank, tol=0.9 * self.request.tol, limits=limits
         )
         bound.iterations += outcome.iterations
+        if outcome.status is Status.INTERRUPTED:
+            bound.status = Status.INTERRUPTED
         return bound, f"{name}+low-rank"
 
     def finish(self, outcome: Outcome, method: str) -> Solution:
@@ -341,7 +352,10 @@ def reported(solution: Solution, on_failure: Failure, *, where: str = "solve: ",
         message += f" Sequences in the proof: {named}."
     else:
         gap = solution.gap[index] if isinstance(solution.gap, tuple) else solution.gap
-        message += f" The gap reached is {gap:.2e}."
+        if math.isinf(gap) and solution.method.endswith("low-rank"):
+            message += " No matrix of the rank asked for was found that satisfies every row; one may exist."
+        else:
+            message += f" The gap reached is {gap:.2e}."
     if on_failure == "warn":
         warnings.warn(message, RuntimeWarning, stacklevel=3)
         return solution

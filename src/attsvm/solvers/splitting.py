@@ -47,7 +47,7 @@ def splitting_iterates(
     norm
         The norm.
     W
-        (p, q) to begin with, not 0.
+        (p, q) to begin with.
     dual
         Multipliers (R,) whose positive rows are the first working set.
     check_every
@@ -56,7 +56,7 @@ def splitting_iterates(
     soft = math.isfinite(rows.penalty)
     V = torch.from_numpy(W).clone()
     # A step moves W by about tau times the slope of f, which is 1 for a norm, in its dual, and W for half a square.
-    tau = _tau(V, norm, soft) * (1.0 if soft else 0.1)
+    tau = _tau(V, norm, soft) * (1.0 if soft else 0.1) or 1.0
     member = (dual > 0) | rows.tie
     multiplier = np.zeros(rows.n_rows)
     work: WorkingSet | None = None
