@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ _LOST = (
     "solve: a process of the job was lost, or told to end, so all stop; "
     "the same command with --resume goes on from the last checkpoint."
 )
+
+PATIENCE = 5.0
+"""Seconds that process 0 waits for the others after a failure."""
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -58,10 +62,16 @@ class Processes:
         """Whether this process is the first to say that the job has failed; only one is."""
         if self._store is None:
             return True
+        key = f"attsvm-failed-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         try:
-            return bool(self._store.add(f"attsvm-failed-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1)
+            mine = bool(self._store.add(key, 1) == 1)
+            # The store ends with process 0, so that waits until the others have asked, or are not there to ask.
+            end = time.monotonic() + PATIENCE
+            while self.is_first and self._store.add(key, 0) < self.size and time.monotonic() < end:
+                time.sleep(0.02)
         except RuntimeError:  # the store went with process 0
             return self.rank == 1
+        return mine
 
     def together(self, work: Callable[[], T]) -> T:
         """Do ``work`` in every process; an error in one of them becomes the error of all."""

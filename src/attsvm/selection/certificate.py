@@ -217,7 +217,7 @@ class _Totals:
     """Sums (B,) and largest values (B,) over the rows of each problem."""
 
     combination: Tensor  # (B, d, d): sum(weight * A)
-    sums: Tensor  # (5, B): weight * asked, weight * value, slack, |weight * asked|, |weight| * size
+    sums: Tensor  # (6, B): weight * asked, weight * value, slack, |weight * asked|, |weight| * size, size
     most: Tensor  # (8, B): see _most
 
     @classmethod
@@ -226,7 +226,7 @@ class _Totals:
         lead, d = W.shape[0], W.shape[-1]
         totals = cls(
             combination=W.new_zeros(lead, d, d),
-            sums=W.new_zeros(5, lead),
+            sums=W.new_zeros(6, lead),
             most=W.new_full((8, lead), -math.inf),
         )
         size = torch.linalg.vector_norm(W, dim=(-2, -1))[:, None, None, None]
@@ -234,7 +234,8 @@ class _Totals:
             asked, values, some = required(part, center), row_values(part, W), weights[:, chosen]
             short = torch.where(part.asked, asked - values, torch.zeros((), dtype=torch.float64))
             sizes, promises = row_sizes(part), some * asked
-            over_rows = [promises, some * values, short.clamp(min=0.0), promises.abs(), some.abs() * sizes]
+            counted = sizes * part.asked
+            over_rows = [promises, some * values, short.clamp(min=0.0), promises.abs(), some.abs() * sizes, counted]
             totals.sums += torch.stack([value.sum((-3, -2, -1)) for value in over_rows])
             totals.combination += combine_rows(part, some)
             totals.most = torch.maximum(totals.most, _most(part, asked, values, short, sizes, size, scales))
@@ -374,7 +375,7 @@ def _bounds(totals: _Totals, W: Tensor, norm: Norm, penalty: float, anchor: Any)
     ``anchor`` is the Frobenius norm of the centre, on which the right-hand sides were rounded.
     """
     soft = math.isfinite(penalty)
-    promised, weighted, slack, demanded, terms = totals.sums
+    promised, weighted, slack, demanded, terms, sizes = totals.sums
     ratio, failing, impossible, worst_tie, largest_row, largest_asked, loose, least = totals.most
     size = torch.linalg.vector_norm(W, dim=(-2, -1))
     stands_out = believable(ratio * size, largest_row, largest_asked, tolerant=loose)
@@ -384,6 +385,8 @@ def _bounds(totals: _Totals, W: Tensor, norm: Norm, penalty: float, anchor: Any)
     # Rows that no scaling helps ask for the factor 1, if they ask for anything.
     scale = torch.where(feasible, ratio, 1.0)
     norms, slope = matrix_norms(W, norm), dual_norms(totals.combination, norm)
+    if soft:
+        slack = slack + SUM_ROUNDING * sizes * (size + anchor)
     upper = torch.where(feasible, 0.5 * norms**2 + penalty * slack if soft else scale * norms, math.inf)
     # What rounding may have added to the promise, or taken from the combination, counts against the bound.
     sure, most = promised - SUM_ROUNDING * (demanded + anchor * terms), slope + SUM_ROUNDING * terms
