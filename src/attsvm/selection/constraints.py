@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from attsvm.selection.problem import ProblemTensors
 
 __all__ = [
-    "centred",
     "combine_rows",
     "in_double",
     "parts",
@@ -32,28 +31,27 @@ PART_BYTES = 64 * 2**20
 """Size of the float64 copies that are alive at a time when a problem is read in parts."""
 
 
-def centred(tokens: Tensor) -> Tensor:
-    """Tokens (…, n, T, d) in float64, less the first of their sequence.
+def in_double(t: ProblemTensors) -> ProblemTensors:
+    """The problem in float64, with the tokens of a sequence less the one that its first query selects first.
 
     Only differences of tokens matter; without the part that they share, sums over them round less.
     """
-    tokens = tokens.to(torch.float64)
-    return tokens - tokens[..., :1, :]
-
-
-def in_double(t: ProblemTensors) -> ProblemTensors:
-    """The problem in float64, tokens centred."""
+    tokens = t.tokens.to(torch.float64)
+    own = representatives(t.selected)[..., 0, None, None]
     return t._replace(
-        tokens=centred(t.tokens),
+        tokens=tokens - torch.take_along_dim(tokens, own, -2),
         queries=t.queries.to(torch.float64),
         offsets=None if t.offsets is None else t.offsets.to(torch.float64),
     )
 
 
-def parts(t: ProblemTensors, *, part_bytes: int = PART_BYTES) -> Iterator[tuple[slice, ProblemTensors]]:
+def parts(
+    t: ProblemTensors, *, part_bytes: int = PART_BYTES, double: bool = False
+) -> Iterator[tuple[slice, ProblemTensors]]:
     """The problem in float64, some sequences at a time, so that no copy of all tokens is made.
 
-    Yields the sequences as a slice of the axis n, and their part of every tensor.
+    Yields the sequences as a slice of the axis n, and their part of every tensor. ``double`` says that ``t`` is from
+    :func:`in_double` already.
     """
     n, Q, T = t.selected.shape[-3:]
     lead = t.selected.shape[0] if t.selected.ndim == 4 else 1
@@ -61,7 +59,8 @@ def parts(t: ProblemTensors, *, part_bytes: int = PART_BYTES) -> Iterator[tuple[
     step = max(1, part_bytes // each)
     for begin in range(0, n, step):
         chosen = slice(begin, min(begin + step, n))
-        yield chosen, in_double(_sequences(t, chosen))
+        part = _sequences(t, chosen)
+        yield chosen, part if double else in_double(part)
 
 
 def _sequences(t: ProblemTensors, chosen: slice) -> ProblemTensors:
@@ -125,11 +124,12 @@ def row_values(t: ProblemTensors, W: Tensor) -> Tensor:
 
 
 def row_sizes(t: ProblemTensors) -> Tensor:
-    """``||x_first - x_t|| ||z||`` (…, n, Q, T), computed from the differences."""
+    """``||x_first - x_t|| ||z||`` (…, n, Q, T), computed from the differences; ``t`` must be from :func:`in_double`."""
     sizes = torch.empty(t.selected.shape, dtype=torch.float64, device=t.tokens.device)
     first = representatives(t.selected)
     for q in range(t.selected.shape[-2]):
-        own = torch.take_along_dim(t.tokens, first[..., q, None, None], -2)
-        sizes[..., q, :] = torch.linalg.vector_norm(t.tokens - own, dim=-1)
+        # The token of the first query has been subtracted already.
+        differences = t.tokens - torch.take_along_dim(t.tokens, first[..., q, None, None], -2) if q else t.tokens
+        sizes[..., q, :] = torch.linalg.vector_norm(differences, dim=-1)
     query_sizes: Tensor = torch.linalg.vector_norm(t.queries, dim=-1, keepdim=True)
     return sizes * query_sizes

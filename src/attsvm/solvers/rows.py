@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from attsvm.selection.constraints import centred, parts, representatives, required, row_sizes, tied
-from attsvm.selection.problem import TokenSelection
+from attsvm.selection.constraints import in_double, parts, representatives, required, row_sizes, tied
+from attsvm.selection.problem import ProblemTensors, TokenSelection
 
 __all__ = ["Rows", "basis", "compile_rows"]
 
@@ -158,12 +158,12 @@ def compile_rows(
     center
         (d, d): rows are those of the change from it.
     """
-    t = problem.tensors
+    t = in_double(problem.tensors)
     ties = tied(t.selected)
     place = _numpy((t.asked | ties).nonzero()).T
-    X, Z = _double(centred(t.tokens)), _double(t.queries)
+    X, Z = _numpy(t.tokens), _numpy(t.queries)
     tie = _numpy(ties)[tuple(place)]
-    size, rhs = _measured(problem, place, center)
+    size, rhs = _measured(t, place, center)
     first = _numpy(representatives(t.selected))
     empty = size == 0.0
     broken = empty & np.where(tie, rhs != 0.0, rhs > 0.0)
@@ -202,12 +202,11 @@ def compile_rows(
     )
 
 
-def _measured(problem: TokenSelection, place: Ints, center: Floats | None) -> tuple[Floats, Floats]:
+def _measured(t: ProblemTensors, place: Ints, center: Floats | None) -> tuple[Floats, Floats]:
     """Size and right-hand side (R,) of the rows at ``place``, read some sequences at a time."""
-    t = problem.tensors
     middle = None if center is None else torch.from_numpy(center).to(t.tokens.device)
     size, rhs = np.empty(place.shape[1]), np.empty(place.shape[1])
-    for chosen, part in parts(t):
+    for chosen, part in parts(t, double=True):
         begin, end = np.searchsorted(place[0], [chosen.start, chosen.stop])
         i, q, token = place[:, begin:end]
         where = (i - chosen.start, q, token)
@@ -243,10 +242,6 @@ def basis(vectors: Floats) -> Floats | None:
 
 def _unit(vectors: Floats, lengths: Floats) -> Floats:
     return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0)[:, None])
-
-
-def _double(tensor: torch.Tensor) -> Floats:
-    return np.asarray(_numpy(tensor.to(torch.float64)))
 
 
 def _numpy(tensor: torch.Tensor) -> Any:

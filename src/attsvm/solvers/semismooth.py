@@ -86,11 +86,13 @@ def multiplier_iterates(
     eps = first
     while True:
         inner = _Inner(operator=operator, bounds=bounds, newton=newton, center=center, eps=eps, W=W)
+        before = step
         for _ in range(INNER):
             if inner.converged() or not inner.advance():
                 break
             step += 1
             yield Iterate(W=None, dual=None, step=step)
+        step = max(step, before + 1)  # a centre counts, so that a method that stands still comes to an end
         yield Iterate(W=inner.G.cpu().numpy(), dual=_back(inner.dual, operator), step=step)
         # Where no W exists the steps soon repeat, and their difference is the ray long before the sum is.
         change = inner.dual - center

@@ -289,7 +289,7 @@ def test_reading_in_parts_changes_nothing(rng: np.random.Generator, monkeypatch:
     problem = TokenSelection.sequence(X, chosen, causal=False, offsets=rng.normal(size=(7, 4, 4)))
     W, duals, ties = rng.normal(size=(5, 5)), rng.random((7, 4, 4)), rng.normal(size=(7, 4, 4))
     whole = certify(problem, W, duals, ties, penalty=3.0)
-    monkeypatch.setattr(constraints.parts, "__kwdefaults__", {"part_bytes": 1})
+    monkeypatch.setattr(constraints.parts, "__kwdefaults__", {"part_bytes": 1, "double": False})
     assert len(list(constraints.parts(problem.tensors))) == 7
     apart = certify(problem, W, duals, ties, penalty=3.0)
     for name, value in vars(whole).items():
