@@ -171,27 +171,40 @@ def _as_duals(problem: TokenSelection, values: Floats) -> Floats:
     return duals
 
 
-def cvxpy_loop(problem: TokenSelection, solver: str, *, nuclear: bool, tol: float) -> tuple[list[Answer], float]:
-    """Solve a batch of problems of one shape by one parametrised program, compiled once on the first.
+def cvxpy_loop(
+    problem: TokenSelection, solver: str, *, nuclear: bool, tol: float, once: bool
+) -> tuple[list[Answer], float]:
+    """Solve a batch of problems of one shape one by one.
 
-    Returns the answers, whose seconds are the wall time of ``program.solve``, which puts the parameters in and runs the
-    solver, and the median time of the solver alone.
+    With ``once`` by one parametrised program that is compiled on the first; otherwise each by a program of its own, as
+    a loop over problems is usually written.
+
+    Returns the answers, whose seconds are the wall time of putting a problem in and of ``program.solve``, and the median
+    time of the solver alone.
     """
     d = problem.shape[-1]
     W = cvxpy.Variable((d, d))
-    A = cvxpy.Parameter(expanded_rows(problem[0]).shape)
-    objective = cvxpy.normNuc(W) if nuclear else 0.5 * cvxpy.sum_squares(W)
-    program = cvxpy.Problem(cvxpy.Minimize(objective), [A @ cvxpy.vec(W, order="C") >= 1.0])
-    assert program.is_dpp()
+    objective = cvxpy.Minimize(cvxpy.normNuc(W) if nuclear else 0.5 * cvxpy.sum_squares(W))
     options = OPTIONS[solver](tol, 60.0)
     if solver == "CLARABEL":
         del options["direct_solve_method"]  # nothing to gain from blocks at this size
-    A.value = expanded_rows(problem[0])
+
+    def program_for(A: Any) -> cvxpy.Problem:
+        return cvxpy.Problem(objective, [A @ cvxpy.vec(W, order="C") >= 1.0])
+
+    rows = cvxpy.Parameter(expanded_rows(problem[0]).shape)
+    program = program_for(rows)
+    assert program.is_dpp()
+    rows.value = expanded_rows(problem[0])
     program.solve(solver=solver, **options)
     answers, alone = [], []
     for b in range(len(problem)):
-        A.value = expanded_rows(problem[b])
+        expanded = expanded_rows(problem[b])
         began = time.perf_counter()
+        if once:
+            rows.value = expanded
+        else:
+            program = program_for(expanded)
         program.solve(solver=solver, **options)
         spent = time.perf_counter() - began
         alone.append(_solver_seconds(solver, program.solver_stats))

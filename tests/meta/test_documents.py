@@ -34,7 +34,9 @@ RUN_BY = {
     "attsvm solve problem.npz --output-dir runs/problem": "tests/cli/test_documents.py",
     "attsvm solve problem.npz --norm nuc --tol 1e-8 --output-dir runs/nuclear": "tests/cli/test_documents.py",
     "attsvm solve problem.npz --max-seconds 3600 --output-dir runs/problem --resume": "tests/cli/test_documents.py",
-    "torchrun --nproc-per-node 2 -m attsvm solve problem.npz --output-dir runs/problem": "tests/cli/test_solve_processes.py",
+    "torchrun --nproc-per-node 2 -m attsvm solve problem.npz --output-dir runs/problem": (
+        "tests/cli/test_solve_processes.py"
+    ),
 }
 
 

@@ -154,7 +154,9 @@ def stacked(solutions: list[Solution], began: float) -> Solution:
         return tuple(getattr(solution, name) for solution in solutions)
 
     arrays: dict[str, Any] = {name: join(each(name)) for name in ("W", "duals", "equality_duals", "support")}
-    numbers: dict[str, Any] = {name: each(name) for name in ("status", "upper_bound", "lower_bound", "margin", "iterations", "ray")}
+    numbers: dict[str, Any] = {
+        name: each(name) for name in ("status", "upper_bound", "lower_bound", "margin", "iterations", "ray")
+    }
     return Solution(
         **arrays,
         **numbers,

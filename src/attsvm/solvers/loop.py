@@ -198,9 +198,7 @@ def _take_soft_dual(view: RowView, dual: Floats, norm: Norm, best: Outcome) -> b
     most = view.most(float(np.where(rows.tie, 0.0, dual).max(initial=0.0)))
     if promised > 0.0 and (slope > 0.0 or most > 0.0):
         # Of all multiples of the multipliers, the one that promises most.
-        factor = min(
-            promised / slope**2 if slope > 0.0 else math.inf, rows.penalty / most if most > 0.0 else math.inf
-        )
+        factor = min(promised / slope**2 if slope > 0.0 else math.inf, rows.penalty / most if most > 0.0 else math.inf)
         bound = factor * promised - 0.5 * (factor * slope) ** 2
         if bound > best.lower:
             best.lower, best.dual = bound, factor * dual

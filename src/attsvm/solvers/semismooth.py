@@ -42,7 +42,7 @@ __all__ = ["MAX_BYTES", "multiplier_iterates"]
 MAX_BYTES = 3 * 2**29
 """Size of a Gram matrix at most, unless told otherwise: 1.5 GiB."""
 
-FIRST, SHRINK, LEAST = 1e-2, 0.1, 1e-10
+FIRST, SHRINK, LEAST = 1e-2, 0.2, 1e-10
 """eps of the first step, its factor from step to step, and the last one; the Gram matrix has a unit diagonal."""
 
 SHARE, RAY_SHARE = 0.1, 1e-10
@@ -83,7 +83,7 @@ def multiplier_iterates(
     center = bounds.clip(center)
     W = operator.adjoint(center)
     newton = _Newton(operator=operator, max_bytes=max_bytes)
-    eps = first
+    eps, solved = first, False
     while True:
         inner = _Inner(operator=operator, bounds=bounds, newton=newton, center=center, eps=eps, W=W)
         before = step
@@ -142,13 +142,22 @@ class _Inner:
     """The minimisation for one centre: W, and ``u`` kept up along with it."""
 
     def __init__(
-        self, *, operator: LinearRows, bounds: _Bounds, newton: _Newton, center: Tensor, eps: float, W: Tensor
+        self,
+        *,
+        operator: LinearRows,
+        bounds: _Bounds,
+        newton: _Newton,
+        center: Tensor,
+        eps: float,
+        W: Tensor,
+        follows: bool,
     ) -> None:
         self.operator, self.bounds, self.newton = operator, bounds, newton
         self.center, self.eps, self.W = center, eps, W
         self.u = center + (bounds.rhs - operator.forward(W)) / eps
-        # The first step takes in the rows that were free so far: a smaller eps would let many of them go for a moment.
+        # The rows that were free so far, for the first step: a smaller eps would let many of them go for a moment.
         self.kept: Tensor | None = bounds.free(center)
+        self.follows = follows
         self._refresh()
 
     def _refresh(self) -> None:
@@ -167,15 +176,15 @@ class _Inner:
 
     def advance(self) -> bool:
         """One Newton step; False if rounding leaves no way down."""
-        free = self.bounds.free(self.u)
         if self.kept is not None:
-            free, self.kept = free | self.kept, None
-            if self._move(free):
+            kept, self.kept = self.kept, None
+            # After a solved problem this leads to about the right rows, and a shorter step far from them.
+            if self._move(self.bounds.free(self.u) | kept, whole=self.follows):
                 return True
-            free = self.bounds.free(self.u)
-        return self._move(free)
+        return self._move(self.bounds.free(self.u))
 
-    def _move(self, free: Tensor) -> bool:
+    def _move(self, free: Tensor, *, whole: bool = False) -> bool:
+        """A step for these free rows, of the best length or in whole; False if they show no way down."""
         direction, index, change = self.newton.step(free, self.dual - self.u, self.residual, self.eps)
         slope = float((self.residual * direction).sum())
         if not slope < 0.0:
@@ -184,7 +193,7 @@ class _Inner:
         if change is not None:
             # Where rows are free it is known without dividing rounding by eps.
             du[index] = change
-        t = self._length(direction, du, slope)
+        t = 1.0 if whole else self._length(direction, du, slope)
         if t <= 0.0:
             return False
         self.W = self.W + t * direction

@@ -1,8 +1,8 @@
 """Proofs of infeasibility that a few sequences make by themselves.
 
-Where a few sequences among many cannot be separated, their multipliers grow without end while those of all others settle,
-but only when these have settled to the last digit is the growth a ray. So from time to time the sequences that grow
-most are solved alone, which takes next to no time: a ray of some rows is a ray of all.
+Where a few sequences among many cannot be separated, their multipliers grow without end while those of all others
+settle, but only when these have settled to the last digit is the growth a ray. So from time to time the sequences that
+grow most are solved alone, which takes next to no time: a ray of some rows is a ray of all.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ STEPS = 60
 """Steps that they get."""
 
 
-def watched(
-    iterates: Iterator[Iterate], rows: Rows, solver: Callable[[Rows], Iterator[Iterate]]
-) -> Iterator[Iterate]:
+def watched(iterates: Iterator[Iterate], rows: Rows, solver: Callable[[Rows], Iterator[Iterate]]) -> Iterator[Iterate]:
     """The iterates of a Frobenius-norm solver, and rays of the sequences whose multipliers grow most.
 
     Where sequences are spread over processes every one looks at its own; all offer at the same steps, so that sums over
