@@ -179,8 +179,8 @@ def cvxpy_loop(
     With ``once`` by one parametrised program that is compiled on the first; otherwise each by a program of its own, as
     a loop over problems is usually written.
 
-    Returns the answers, whose seconds are the wall time of putting a problem in and of ``program.solve``, and the median
-    time of the solver alone.
+    Returns the answers, whose seconds are the wall time of putting a problem in and of ``program.solve``, and the
+    median time of the solver alone.
     """
     d = problem.shape[-1]
     W = cvxpy.Variable((d, d))

@@ -85,10 +85,12 @@ def multiplier_iterates(
     newton = _Newton(operator=operator, max_bytes=max_bytes)
     eps, solved = first, False
     while True:
-        inner = _Inner(operator=operator, bounds=bounds, newton=newton, center=center, eps=eps, W=W)
+        inner = _Inner(operator=operator, bounds=bounds, newton=newton, center=center, eps=eps, W=W, follows=solved)
         before = step
+        solved = False
         for _ in range(INNER):
-            if inner.converged() or not inner.advance():
+            solved = inner.converged()
+            if solved or not inner.advance():
                 break
             step += 1
             yield Iterate(W=None, dual=None, step=step)

@@ -39,7 +39,7 @@ def dual_value(rows: Rows, dual: np.ndarray) -> float:
     return float(dual @ rows.rhs - 0.5 * np.sum(coordinate.combine(rows, dual) ** 2))
 
 
-@pytest.mark.parametrize("penalty", [1e-3, 0.5, 50.0, 1e5])
+@pytest.mark.parametrize("penalty", [1e-3, 0.5, 50.0, 1e3])
 @pytest.mark.parametrize("problem", [problem_of(), problem_of(40, 8, 3, separable=False), with_ties()])
 def test_soft_margin_is_certified_and_agrees_with_the_reference(problem: TokenSelection, penalty: float) -> None:
     solution = solve(problem, "fro", penalty=penalty, tol=1e-8)
