@@ -90,7 +90,9 @@ class Named:
         return self.W is not None or bool(self.hard_values)
 
     def value(self, norm: Any) -> float:
-        """The known answer with a hard margin."""
+        """The known answer with a hard margin; inf where no matrix exists."""
+        if not self.feasible:
+            return math.inf
         return self.hard_values[norm] if self.W is None else size(np.array(self.W), norm)
 
     def soft_value(self, norm: Any) -> float:

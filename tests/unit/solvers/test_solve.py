@@ -39,7 +39,7 @@ def interrupt_after(checks: int) -> Any:
 
 
 LIMITS: dict[str, tuple[dict[str, Any], Status]] = {
-    "iterations": ({"max_iterations": 10}, Status.ITERATION_LIMIT),
+    "iterations": ({"max_iterations": 3}, Status.ITERATION_LIMIT),
     "no iteration": ({"max_iterations": 0}, Status.ITERATION_LIMIT),
     "time": ({"max_seconds": 0.0}, Status.TIME_LIMIT),
     "Ctrl-C": ({"progress": interrupt_after(2)}, Status.INTERRUPTED),
