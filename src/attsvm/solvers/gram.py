@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,11 +17,14 @@ PART = 512
 NORMAL_BYTES = 2**25
 """Size of the rows that are written out at a time, p q numbers each."""
 
-SINGLE = 4000
-"""From so many rows the factor is in float32, at twice the speed and half the memory, and preconditions the rest."""
+SINGLE = 1500
+"""From so many rows the factor is in float32, in half the time and memory, and preconditions conjugate gradients."""
 
 SINGLE_RIDGE = 1e-5
 """What is added to the unit diagonal in float32 at least; rounding is about the root of the size times 6e-8."""
+
+MOST_CHANGED = 10
+"""Share of the rows that may change, one in so many, before a new factor is cheaper."""
 
 
 def gram_bytes(size: int) -> int:
@@ -53,12 +56,18 @@ class Gram:
         What is added to the unit diagonal.
     factor
         (k, k) lower triangular, in the memory of the matrix itself.
+    ridge
+        What was added to the diagonal before it was factorised.
+    border
+        What turns the factor into that of ``index``, if it was made for other rows.
     """
 
     operator: LinearRows
     index: Tensor
     eps: float
     factor: Tensor
+    ridge: float
+    border: _Border | None = None
 
     @classmethod
     def of(cls, operator: LinearRows, index: Tensor, eps: float) -> Gram:
@@ -74,7 +83,7 @@ class Gram:
             info = torch.empty((), dtype=torch.int32, device=lower.device)
             torch.linalg.cholesky_ex(lower.mT, upper=True, out=(lower.mT, info))
             if int(info) == 0:
-                return cls(operator=operator, index=index, eps=eps, factor=lower)
+                return cls(operator=operator, index=index, eps=eps, factor=lower, ridge=ridge)
             ridge *= 10.0  # rounding made the matrix indefinite; a larger eps only slows the outer iteration
 
     @property
@@ -82,13 +91,23 @@ class Gram:
         """Whether solutions are as good as float64 makes them."""
         return self.factor.dtype == torch.float64
 
-    def is_for(self, index: Tensor, eps: float) -> bool:
-        """Whether this is the matrix of these rows."""
-        return self.eps == eps and torch.equal(self.index, index)
+    def adapted(self, index: Tensor, eps: float) -> Gram | None:
+        """The matrix of other rows by the same factor, or None where a new one is better."""
+        if torch.equal(self.index, index) and self.eps == eps:
+            return self
+        if self.is_exact or max(eps, SINGLE_RIDGE) != self.ridge:
+            return None
+        base = self.index if self.border is None else self.border.base
+        stays, known = torch.isin(base, index), torch.isin(index, base)
+        changed = len(base) + len(index) - 2 * int(known.sum())
+        if changed * MOST_CHANGED > len(base):
+            return None
+        border = _Border.of(self, base, index, stays=stays, known=known) if changed else None
+        return replace(self, index=index, eps=eps, border=border)
 
     def solve(self, rhs: Tensor, *, wanted: float) -> Tensor:
         """Solve for one right-hand side (k,), in float32 until the residual is ``wanted`` or as small as may be."""
-        ready = self._by_factor(rhs)
+        ready = self._roughly(rhs)
         if self.is_exact:
             return ready
         x, rest, way, fall = torch.zeros_like(rhs), rhs, ready, float(rhs @ ready)
@@ -99,20 +118,78 @@ class Gram:
             x, rest = x + length * way, rest - length * image
             if float(torch.linalg.vector_norm(rest)) <= least:
                 break
-            ready = self._by_factor(rest)
+            ready = self._roughly(rest)
             last, fall = fall, float(rest @ ready)
             way = ready + (fall / last) * way
         return x
 
-    def _by_factor(self, rhs: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(self.factor, rhs[:, None].to(self.factor.dtype), upper=False)
-        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True)[:, 0].to(rhs.dtype)
+    def _roughly(self, rhs: Tensor) -> Tensor:
+        """The solution in the precision of the factor."""
+        right = rhs.to(self.factor.dtype)
+        found = self.by_factor(right[:, None])[:, 0] if self.border is None else self.border.solve(self, right)
+        return found.to(rhs.dtype)
+
+    def by_factor(self, right: Tensor) -> Tensor:
+        """Solve with the factor alone, for right-hand sides (k, c)."""
+        half = torch.linalg.solve_triangular(self.factor, right, upper=False)
+        solution: Tensor = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        return solution
 
     def _product(self, x: Tensor) -> Tensor:
         """The matrix times ``x`` in full precision, by the rows themselves."""
         weights = torch.zeros_like(self.operator.size)
         weights[self.index] = x
         return self.operator.forward(self.operator.adjoint(weights))[self.index] + self.eps * x
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Border:
+    """Rows that left the factorised matrix, as unknowns held at 0, and rows that joined it.
+
+    With M the factorised matrix, B (k, c) the columns of the new rows and the unit vectors of those that left, and
+    ``V = M^-1 B``, what remains is a system of size c.
+    """
+
+    base: Tensor  # rows of the factor
+    stays: Tensor  # booleans over the base
+    known: Tensor  # booleans over the present rows: those of the base
+    columns: Tensor  # B
+    solved: Tensor  # V
+    lu: Tensor
+    pivots: Tensor
+
+    @classmethod
+    def of(cls, gram: Gram, base: Tensor, index: Tensor, *, stays: Tensor, known: Tensor) -> _Border:
+        """Solve for the columns."""
+        dtype = gram.factor.dtype
+        D, Z = (part.to(dtype) for part in gram.operator.factors(base))
+        new_D, new_Z = (part.to(dtype) for part in gram.operator.factors(index[~known]))
+        gone = (~stays).nonzero().flatten()
+        joined, size = len(new_D), len(new_D) + len(gone)
+        columns = D.new_zeros(len(base), size)
+        columns[:, :joined] = (D @ new_D.T).mul_(Z @ new_Z.T)
+        columns[gone, torch.arange(joined, size, device=gone.device)] = 1.0
+        solved = gram.by_factor(columns)
+        rest = -(columns.T @ solved).double()
+        corner = (new_D @ new_D.T).mul_(new_Z @ new_Z.T).double()
+        corner.diagonal().fill_(1.0 + gram.ridge)
+        rest[:joined, :joined] += corner
+        lu, pivots = torch.linalg.lu_factor(rest)
+        return cls(base=base, stays=stays, known=known, columns=columns, solved=solved, lu=lu, pivots=pivots)
+
+    def solve(self, gram: Gram, rhs: Tensor) -> Tensor:
+        """The solution (k,) for the present rows."""
+        right = rhs.new_zeros(len(self.base))
+        right[self.stays] = rhs[self.known]
+        first = gram.by_factor(right[:, None])[:, 0]
+        wanted = -(self.columns.T @ first)
+        joined = len(self.known) - int(self.known.sum())
+        wanted[:joined] += rhs[~self.known]
+        others = torch.linalg.lu_solve(self.lu, self.pivots, wanted.double()[:, None])[:, 0].to(rhs.dtype)
+        x = torch.empty_like(rhs)
+        x[self.known] = (first - self.solved @ others)[self.stays]
+        x[~self.known] = others[:joined]
+        return x
 
 
 def _fill(matrix: Tensor, D: Tensor, Z: Tensor, diagonal: float) -> None:

@@ -151,4 +151,5 @@ class CompiledOperator:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    unit: Tensor = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return unit

@@ -174,7 +174,7 @@ class _Inner:
         # Multipliers that still run away may be on a ray, and a ray is proved by how well it cancels.
         share = RAY_SHARE if self.eps < 1e-4 and moved > 0.5 * size else SHARE * math.sqrt(self.eps)
         allowed = max(share * moved, 1e-14 * float(torch.linalg.vector_norm(self.G)))
-        return float(torch.linalg.vector_norm(self.residual)) <= allowed
+        return bool(torch.linalg.vector_norm(self.residual) <= allowed)
 
     def advance(self) -> bool:
         """One Newton step; False if rounding leaves no way down."""
@@ -246,8 +246,9 @@ class _Newton:
         if not few:
             aim = -residual - self.operator.adjoint(torch.where(free, excess, 0.0))
             return Normal.of(self.operator, index, eps).solve(eps * aim), index, None
-        if self.gram is None or not self.gram.is_for(index, eps):
-            self.gram = None  # its memory is wanted
+        # What does not serve any more goes first: its memory is wanted.
+        self.gram = None if self.gram is None else self.gram.adapted(index, eps)
+        if self.gram is None:
             self.gram = Gram.of(self.operator, index, eps)
         # What is left of this residual comes back divided by eps.
         wanted = 1e-3 * eps * float(torch.linalg.vector_norm(residual))

@@ -71,8 +71,31 @@ def test_gram_solves_its_system_in_either_precision(monkeypatch: pytest.MonkeyPa
     assert system.is_exact == (single == 10**9)
     x = system.solve(rhs, wanted=0.0)
     assert float((matrix @ x - rhs).norm()) <= 1e-12 * float(rhs.norm())
-    assert system.is_for(index.clone(), eps)
-    assert not system.is_for(index[1:], eps)
+    assert system.adapted(index.clone(), eps) is system
+    assert system.adapted(index, 0.1 * eps) is None
+
+
+def test_a_few_changed_rows_are_solved_for_by_the_old_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram, "SINGLE", 2)
+    monkeypatch.setattr(gram, "MOST_CHANGED", 5)
+    rows = compile_rows(random_problem())
+    operator = CompiledOperator.of(rows)
+    eps, first = 1e-3, torch.arange(0, rows.n_rows, 3)
+    system = Gram.of(operator, first, eps)
+    left = torch.cat([first[1:7], first[8:]])
+    both = torch.cat([left, torch.tensor([1, 7, 50])]).sort().values
+    for index in (left, torch.cat([first, torch.tensor([4])]).sort().values, both, first):
+        adapted = system.adapted(index, eps)
+        assert adapted is not None
+        assert adapted.factor is system.factor
+        system = adapted
+        D, Z = operator.factors(index)
+        matrix = (D @ D.T) * (Z @ Z.T) + eps * torch.eye(len(index), dtype=torch.float64)
+        rhs = torch.linspace(-1.0, 1.0, len(index), dtype=torch.float64)
+        rough = system.solve(rhs, wanted=1e-3)
+        assert float((matrix @ rough - rhs).norm()) <= 1e-3  # one step: the factor is nearly exact for these rows
+        assert float((matrix @ system.solve(rhs, wanted=0.0) - rhs).norm()) <= 1e-12 * float(rhs.norm())
+    assert system.adapted(torch.arange(rows.n_rows), eps) is None
 
 
 @pytest.mark.parametrize("penalty", [np.inf, 0.2])
