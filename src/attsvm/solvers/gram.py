@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attsvm.solvers.operator import LinearRows
 
-__all__ = ["Gram", "Normal", "gram_bytes", "gram_operations", "normal_operations"]
+__all__ = ["Gram", "Normal", "gram_bytes", "gram_operations", "is_single", "normal_operations"]
 
 PART = 512
 """Rows of the matrix that are computed at a time."""
@@ -20,16 +20,21 @@ NORMAL_BYTES = 2**25
 SINGLE = 1500
 """From so many rows the factor is in float32, in half the time and memory, and preconditions conjugate gradients."""
 
-SINGLE_RIDGE = 1e-5
-"""What is added to the unit diagonal in float32 at least; rounding is about the root of the size times 6e-8."""
+SINGLE_EPS = 5e-5
+"""Down to this eps: below it the rounding of float32 shows in the smallest eigenvalues."""
 
 MOST_CHANGED = 10
 """Share of the rows that may change, one in so many, before a new factor is cheaper."""
 
 
-def gram_bytes(size: int) -> int:
-    """Memory of the matrix of ``size`` rows."""
-    return size * size * (4 if size >= SINGLE else 8)
+def is_single(rows: float, eps: float) -> bool:
+    """Whether the factor is in float32."""
+    return rows >= SINGLE and eps >= SINGLE_EPS
+
+
+def gram_bytes(rows: int, eps: float) -> int:
+    """Memory of the matrix."""
+    return rows * rows * (4 if is_single(rows, eps) else 8)
 
 
 def gram_operations(rows: float, p: int, q: int) -> float:
@@ -74,8 +79,8 @@ class Gram:
         """Factorise."""
         D, Z = operator.factors(index)
         ridge = eps
-        if len(index) >= SINGLE:
-            D, Z, ridge = D.float(), Z.float(), max(eps, SINGLE_RIDGE)
+        if is_single(len(index), eps):
+            D, Z = D.float(), Z.float()
         lower = D.new_empty(len(index), len(index))
         while True:
             _fill(lower, D, Z, 1.0 + ridge)
@@ -95,7 +100,7 @@ class Gram:
         """The matrix of other rows by the same factor, or None where a new one is better."""
         if torch.equal(self.index, index) and self.eps == eps:
             return self
-        if self.is_exact or max(eps, SINGLE_RIDGE) != self.ridge:
+        if self.is_exact or eps != self.eps:
             return None
         base = self.index if self.border is None else self.border.base
         stays, known = torch.isin(base, index), torch.isin(index, base)

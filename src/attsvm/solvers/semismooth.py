@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attsvm.solvers.gram import Gram, Normal, gram_bytes, gram_operations, normal_operations
+from attsvm.solvers.gram import Gram, Normal, gram_bytes, gram_operations, is_single, normal_operations
 from attsvm.solvers.loop import Iterate
 from attsvm.solvers.operator import LinearRows
 from attsvm.solvers.rows import Floats, Rows
@@ -44,6 +44,9 @@ MAX_BYTES = 3 * 2**29
 
 FIRST, SHRINK, LEAST = 1e-2, 0.2, 1e-10
 """eps of the first step, its factor from step to step, and the last one; the Gram matrix has a unit diagonal."""
+
+CONTRACTING = 0.5
+"""While the multipliers move by less than so much of their last move, eps stays where a smaller one costs more."""
 
 SHARE, RAY_SHARE = 0.1, 1e-10
 """What may be left of the gradient, relative to the change of the multipliers: times the root of eps, and for a ray."""
@@ -83,7 +86,7 @@ def multiplier_iterates(
     center = bounds.clip(center)
     W = operator.adjoint(center)
     newton = _Newton(operator=operator, max_bytes=max_bytes)
-    eps, solved = first, False
+    eps, solved, moved = first, False, math.inf
     while True:
         inner = _Inner(operator=operator, bounds=bounds, newton=newton, center=center, eps=eps, W=W, follows=solved)
         before = step
@@ -100,7 +103,9 @@ def multiplier_iterates(
         change = inner.dual - center
         yield Iterate(W=None, dual=_back(torch.where(bounds.tie, change, change.clamp(min=0)), operator), step=step)
         center, W = inner.dual, inner.G
-        eps = max(SHRINK * eps, LEAST)
+        last, moved = moved, math.sqrt(float(operator.total((change**2).sum()[None])))
+        if not (solved and moved <= CONTRACTING * last and newton.wears(SHRINK * eps)):
+            eps = max(SHRINK * eps, LEAST)
 
 
 def _like(values: Floats, model: Tensor) -> Tensor:
@@ -240,7 +245,7 @@ class _Newton:
             return -residual, index, excess[index]
         p, q = residual.shape
         few = gram_operations(len(index), p, q) <= normal_operations(len(index), p, q)
-        small = (gram_bytes(len(index)) if few else 16.0 * (p * q) ** 2) <= self.max_bytes
+        small = (gram_bytes(len(index), eps) if few else 16.0 * (p * q) ** 2) <= self.max_bytes
         if self.operator.shared or not small:
             return self._gradients(free, excess, residual, eps), index, None
         if not few:
@@ -257,6 +262,10 @@ class _Newton:
         weights[index] = delta
         known = delta + excess[index] if self.gram.is_exact else None
         return self.operator.adjoint(weights) - residual, index, known
+
+    def wears(self, eps: float) -> bool:
+        """Whether a factor that still serves would be lost, and the next one be in double precision."""
+        return self.gram is not None and not self.gram.is_exact and not is_single(len(self.gram.index), eps)
 
     def _gradients(self, free: Tensor, excess: Tensor, residual: Tensor, eps: float) -> Tensor:
         """Conjugate gradients on ``(1 + A_F^T A_F / eps) X = - A_F^T excess_F - residual``."""
