@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attsvm.solvers.operator import LinearRows
 
-__all__ = ["Gram", "Normal", "gram_bytes", "gram_operations", "is_single", "normal_operations"]
+__all__ = ["Gram", "Normal", "gram_bytes", "gram_operations", "normal_operations"]
 
 PART = 512
 """Rows of the matrix that are computed at a time."""
@@ -17,29 +17,29 @@ PART = 512
 NORMAL_BYTES = 2**25
 """Size of the rows that are written out at a time, p q numbers each."""
 
-SINGLE = 1500
-"""From so many rows the factor is in float32, in half the time and memory, and preconditions conjugate gradients."""
+LARGE = 1500
+"""From so many rows a factor preconditions conjugate gradients, which lets it serve while the rows hardly change."""
 
-SINGLE_EPS = 5e-5
-"""Down to this eps: below it the rounding of float32 shows in the smallest eigenvalues."""
+SINGLE_EPS = 2e-4
+"""Down to this eps a large factor is in float32, in half the time and memory: below it the rounding shows."""
 
 MOST_CHANGED = 10
 """Share of the rows that may change, one in so many, before a new factor is cheaper."""
 
 
-def is_single(rows: float, eps: float) -> bool:
+def _is_single(rows: float, eps: float) -> bool:
     """Whether the factor is in float32."""
-    return rows >= SINGLE and eps >= SINGLE_EPS
+    return rows >= LARGE and eps >= SINGLE_EPS
 
 
 def gram_bytes(rows: int, eps: float) -> int:
     """Memory of the matrix."""
-    return rows * rows * (4 if is_single(rows, eps) else 8)
+    return rows * rows * (4 if _is_single(rows, eps) else 8)
 
 
 def gram_operations(rows: float, p: int, q: int) -> float:
     """Operations to make and to factorise the Gram matrix of so many rows of p x q matrices; float32 counts half."""
-    return (rows**2 * (p + q) + rows**3 / 3.0) * (0.5 if rows >= SINGLE else 1.0)
+    return (rows**2 * (p + q) + rows**3 / 3.0) * (0.5 if rows >= LARGE else 1.0)
 
 
 def normal_operations(rows: float, p: int, q: int) -> float:
@@ -79,7 +79,7 @@ class Gram:
         """Factorise."""
         D, Z = operator.factors(index)
         ridge = eps
-        if is_single(len(index), eps):
+        if _is_single(len(index), eps):
             D, Z = D.float(), Z.float()
         lower = D.new_empty(len(index), len(index))
         while True:
@@ -93,8 +93,8 @@ class Gram:
 
     @property
     def is_exact(self) -> bool:
-        """Whether solutions are as good as float64 makes them."""
-        return self.factor.dtype == torch.float64
+        """Whether the factor itself solves the system."""
+        return len(self.index) < LARGE and self.border is None
 
     def adapted(self, index: Tensor, eps: float) -> Gram | None:
         """The matrix of other rows by the same factor, or None where a new one is better."""
@@ -111,7 +111,7 @@ class Gram:
         return replace(self, index=index, eps=eps, border=border)
 
     def solve(self, rhs: Tensor, *, wanted: float) -> Tensor:
-        """Solve for one right-hand side (k,), in float32 until the residual is ``wanted`` or as small as may be."""
+        """Solve for one right-hand side (k,); a large system until the residual is ``wanted`` or as small as may be."""
         ready = self._roughly(rhs)
         if self.is_exact:
             return ready

@@ -104,7 +104,7 @@ class RowOperator:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of each number of ``values`` over all processes."""
-        return values if self.view is None else self.view._shared(values.contiguous())
+        return values if self.view is None else self.view.shared(values.contiguous())
 
     def norm(self, *, steps: int = 30) -> float:
         """Largest singular value of A, by the power method from a fixed start."""

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attsvm.solvers.gram import Gram, Normal, gram_bytes, gram_operations, is_single, normal_operations
+from attsvm.solvers.gram import Gram, Normal, gram_bytes, gram_operations, normal_operations
 from attsvm.solvers.loop import Iterate
 from attsvm.solvers.operator import LinearRows
 from attsvm.solvers.rows import Floats, Rows
@@ -45,7 +45,7 @@ MAX_BYTES = 3 * 2**29
 FIRST, SHRINK, LEAST = 1e-2, 0.2, 1e-10
 """eps of the first step, its factor from step to step, and the last one; the Gram matrix has a unit diagonal."""
 
-CONTRACTING = 0.5
+CONTRACTING = 0.3
 """While the multipliers move by less than so much of their last move, eps stays where a smaller one costs more."""
 
 SHARE, RAY_SHARE = 0.1, 1e-10
@@ -104,7 +104,7 @@ def multiplier_iterates(
         yield Iterate(W=None, dual=_back(torch.where(bounds.tie, change, change.clamp(min=0)), operator), step=step)
         center, W = inner.dual, inner.G
         last, moved = moved, math.sqrt(float(operator.total((change**2).sum()[None])))
-        if not (solved and moved <= CONTRACTING * last and newton.wears(SHRINK * eps)):
+        if not (solved and moved <= CONTRACTING * last and newton.holds):
             eps = max(SHRINK * eps, LEAST)
 
 
@@ -263,9 +263,10 @@ class _Newton:
         known = delta + excess[index] if self.gram.is_exact else None
         return self.operator.adjoint(weights) - residual, index, known
 
-    def wears(self, eps: float) -> bool:
-        """Whether a factor that still serves would be lost, and the next one be in double precision."""
-        return self.gram is not None and not self.gram.is_exact and not is_single(len(self.gram.index), eps)
+    @property
+    def holds(self) -> bool:
+        """Whether a large factor serves as long as eps stays."""
+        return self.gram is not None and not self.gram.is_exact
 
     def _gradients(self, free: Tensor, excess: Tensor, residual: Tensor, eps: float) -> Tensor:
         """Conjugate gradients on ``(1 + A_F^T A_F / eps) X = - A_F^T excess_F - residual``."""

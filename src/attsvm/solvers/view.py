@@ -44,11 +44,11 @@ class RowView:
         combination = coordinate.combine(self.rows, dual)
         if self.group is None:
             return combination
-        return self._shared(torch.from_numpy(combination)).numpy()
+        return self.shared(torch.from_numpy(combination)).numpy()
 
     def total(self, value: float) -> float:
         """The sum of a number over all processes."""
-        return value if self.group is None else float(self._shared(torch.tensor(value, dtype=torch.float64)))
+        return value if self.group is None else float(self.shared(torch.tensor(value, dtype=torch.float64)))
 
     def most(self, value: float) -> float:
         """The largest value over all processes."""
@@ -70,14 +70,14 @@ class RowView:
         distributed.all_gather_object(pieces, mine, self.group)
         return np.concatenate(pieces)
 
-    def _shared(self, value: torch.Tensor) -> torch.Tensor:
+    def shared(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over all processes; an error that names the process where a number is not finite."""
         from torch import distributed
 
         mine = bool(torch.isfinite(value).all())
         distributed.all_reduce(value, distributed.ReduceOp.SUM, self.group)
         if not math.isfinite(float(value.sum())):
-            flags = torch.zeros(distributed.get_world_size(self.group))
+            flags = torch.zeros(distributed.get_world_size(self.group), device=value.device)
             flags[distributed.get_rank(self.group)] = not mine
             distributed.all_reduce(flags, distributed.ReduceOp.SUM, self.group)
             guilty = ", ".join(map(str, flags.nonzero().flatten().tolist()))

@@ -57,18 +57,18 @@ def test_operators_are_adjoint_and_agree_with_the_rows(kind: str, several: bool)
     torch.testing.assert_close(torch.linalg.vector_norm(D, dim=1), torch.ones(rows.n_rows, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("single", [10**9, 2])
-def test_gram_solves_its_system_in_either_precision(monkeypatch: pytest.MonkeyPatch, single: int) -> None:
-    monkeypatch.setattr(gram, "SINGLE", single)
+@pytest.mark.parametrize(("large", "eps"), [(10**9, 1e-3), (2, 1e-3), (2, 1e-5)])
+def test_gram_solves_its_system_in_either_precision(monkeypatch: pytest.MonkeyPatch, large: int, eps: float) -> None:
+    monkeypatch.setattr(gram, "LARGE", large)
     rows = compile_rows(random_problem())
     operator = CompiledOperator.of(rows)
     index = torch.arange(0, rows.n_rows, 3)
     D, Z = operator.factors(index)
-    eps = 1e-3
     matrix = (D @ D.T) * (Z @ Z.T) + eps * torch.eye(len(index), dtype=torch.float64)
     rhs = torch.linspace(-1.0, 1.0, len(index), dtype=torch.float64)
     system = Gram.of(operator, index, eps)
-    assert system.is_exact == (single == 10**9)
+    assert system.is_exact == (large == 10**9)
+    assert system.factor.dtype == (torch.float32 if large == 2 and eps == 1e-3 else torch.float64)
     x = system.solve(rhs, wanted=0.0)
     assert float((matrix @ x - rhs).norm()) <= 1e-12 * float(rhs.norm())
     assert system.adapted(index.clone(), eps) is system
@@ -76,7 +76,7 @@ def test_gram_solves_its_system_in_either_precision(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_few_changed_rows_are_solved_for_by_the_old_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "SINGLE", 2)
+    monkeypatch.setattr(gram, "LARGE", 2)
     monkeypatch.setattr(gram, "MOST_CHANGED", 5)
     rows = compile_rows(random_problem())
     operator = CompiledOperator.of(rows)
@@ -110,7 +110,7 @@ def test_every_way_to_solve_the_systems_gives_the_same_matrix(
         "torch": solved(rows, RowOperator.of(rows)),
         "gradients": solved(rows, CompiledOperator.of(rows), max_bytes=0.0),
     }
-    monkeypatch.setattr(gram, "SINGLE", 2)
+    monkeypatch.setattr(gram, "LARGE", 2)
     found["single"] = solved(rows, CompiledOperator.of(rows))
     for name, outcome in found.items():
         assert outcome.status is Status.OPTIMAL, name
