@@ -75,13 +75,14 @@ def read_queries(queries: Array, X: Tensor, where: str) -> Tensor:
     else:
         stacked = torch.stack([as_float(q, "queries", where=where) for q in queries]) if is_ragged(queries) else queries
         Z = as_float(stacked, "queries", where=where, device=X.device)
+    given = tuple(Z.shape)
     if Z.ndim == X.ndim - 1:
         Z = Z.unsqueeze(-2)
     if Z.ndim != X.ndim or Z.shape[:-2] != X.shape[:-2] or Z.shape[-1] != X.shape[-1] or Z.shape[-2] == 0:
         lead = ("B, " if X.ndim == 4 else "") + "n"
         raise InvalidInputError(
             f"{where}: queries must have shape ({lead}, d) or ({lead}, Q, d) with "
-            f"({lead}) = {tuple(X.shape[:-2])} and d = {X.shape[-1]} as in tokens, got {tuple(Z.shape)}."
+            f"({lead}) = {tuple(X.shape[:-2])} and d = {X.shape[-1]} as in tokens, got {given}."
         )
     return Z.to(X.dtype)
 
@@ -122,12 +123,13 @@ def read_selected(selected: Array, may: Tensor, X: Tensor, Z: Tensor, where: str
         chosen = per_query(values.to(X.device), tuple(may.shape), "selected", where).clone()
     else:
         index = as_index(values, "selected", where=where, device=X.device)
+        given = tuple(index.shape)
         if Q == 1 and index.ndim == may.ndim - 2:
             index = index.unsqueeze(-1)
         if tuple(index.shape) != tuple(may.shape[:-1]):
             raise InvalidInputError(
                 f"{where}: selected must hold one token id for each query, shape {tuple(may.shape[:-1])}, or booleans "
-                f"of shape {tuple(may.shape)}, got {tuple(index.shape)}."
+                f"of shape {tuple(may.shape)}, got {given}."
             )
         bad = (index < -1) | (index >= T)
         if bool(bad.any()):
