@@ -10,7 +10,7 @@ import pytest
 
 from attsvm.solvers import Status
 from attsvm.solvers.frobenius import frobenius_iterates
-from attsvm.solvers.loop import Outcome, run_loop
+from attsvm.solvers.loop import Limits, Outcome, drive
 from attsvm.solvers.norms import norm_iterates
 from attsvm.solvers.rows import compile_rows
 from contract.problems import sphere_problem
@@ -19,6 +19,7 @@ from reference.test_solvers import KINDS
 pytest.importorskip("cvxpy", reason="extra [reference] is not installed")
 
 from attsvm.solvers.reference import solve_reference
+from attsvm.solvers.view import RowView
 
 pytestmark = pytest.mark.reference
 
@@ -32,11 +33,11 @@ def solved(problem: Any, norm: Any, penalty: float) -> Outcome | None:
     assert not rows.fatal.any()
     if not np.where(rows.tie, rows.rhs != 0.0, rows.rhs > 0.0).any():
         return None
-    start = run_loop(rows, frobenius_iterates(rows), norm="fro", tol=1e-2)
+    start = drive(RowView(rows=rows), frobenius_iterates(rows), norm="fro", tol=1e-2, limits=Limits())
     if start.status is Status.INFEASIBLE:
         return start
     iterates = norm_iterates(rows, norm, W=start.W, dual=start.dual, method="newton")
-    return run_loop(rows, iterates, norm=norm, tol=1e-8)
+    return drive(RowView(rows=rows), iterates, norm=norm, tol=1e-8, limits=Limits())
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=str)

@@ -22,7 +22,7 @@ from attsvm.solvers.rows import Floats, Rows
 from attsvm.solvers.solution import Status, relative_gap
 from attsvm.solvers.view import RowView
 
-__all__ = ["Iterate", "Limits", "Outcome", "Progress", "drive", "run_loop"]
+__all__ = ["Iterate", "Limits", "Outcome", "Progress", "drive"]
 
 Progress = Callable[[int, float], None]
 """Called with (iterations, gap) at every check."""
@@ -130,21 +130,6 @@ def drive(view: RowView, iterates: Iterator[Iterate], *, norm: Norm, tol: float,
     except KeyboardInterrupt:
         best.status = Status.INTERRUPTED
     return best
-
-
-def run_loop(
-    rows: Rows,
-    iterates: Iterator[Iterate],
-    *,
-    norm: Norm,
-    tol: float,
-    max_seconds: float | None = None,
-    max_iterations: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
-    """:func:`drive` for the rows of one process."""
-    limits = Limits(seconds=max_seconds, iterations=max_iterations, progress=progress)
-    return drive(RowView(rows=rows), iterates, norm=norm, tol=tol, limits=limits)
 
 
 @dataclass(kw_only=True)

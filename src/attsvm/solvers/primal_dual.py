@@ -33,12 +33,7 @@ from attsvm.solvers.operator import RowOperator
 from attsvm.solvers.proximal import proximal
 from attsvm.solvers.rows import Floats, Rows
 
-__all__ = ["nuclear_iterates", "primal_dual_iterates"]
-
-
-def nuclear_iterates(rows: Rows, *, W: Floats, dual: Floats, check_every: int = 20) -> Iterator[Iterate]:
-    """:func:`primal_dual_iterates` for the nuclear norm."""
-    return primal_dual_iterates(rows, "nuc", W=W, dual=dual, check_every=check_every)
+__all__ = ["primal_dual_iterates"]
 
 
 def primal_dual_iterates(

@@ -10,11 +10,12 @@ from attsvm.selection.problem import TokenSelection
 from attsvm.solvers import coordinate, frobenius, solve
 from attsvm.solvers.coordinate import Descent
 from attsvm.solvers.frobenius import frobenius_iterates
-from attsvm.solvers.loop import run_loop
+from attsvm.solvers.loop import Limits, drive
 from attsvm.solvers.newton import project
 from attsvm.solvers.reference import solve_reference
 from attsvm.solvers.rows import Rows, compile_rows
 from attsvm.solvers.solution import Status
+from attsvm.solvers.view import RowView
 
 
 def problem_of(n: int = 20, T: int = 8, d: int = 6, seed: int = 0, *, separable: bool = True) -> TokenSelection:
@@ -81,7 +82,7 @@ def test_extrapolation_saves_sweeps() -> None:
     descent = Descent(rows, np.zeros(rows.n_rows))
     for _ in range(6):
         descent.advance()
-    best = run_loop(rows, frobenius_iterates(rows), norm="fro", tol=1e-12).upper
+    best = drive(RowView(rows=rows), frobenius_iterates(rows), norm="fro", tol=1e-12, limits=Limits()).upper
     assert 0.5 * best**2 - dual_value(rows, descent.dual) < 0.1 * (0.5 * best**2 - dual_value(rows, plain))
 
 

@@ -13,7 +13,7 @@ from attsvm.solvers import Status, manifold
 from attsvm.solvers.frobenius import frobenius_iterates
 from attsvm.solvers.loop import Iterate, Limits, Outcome, drive
 from attsvm.solvers.manifold import finished, manifold_iterates
-from attsvm.solvers.primal_dual import nuclear_iterates
+from attsvm.solvers.primal_dual import primal_dual_iterates
 from attsvm.solvers.reference import solve_reference
 from attsvm.solvers.rows import Rows, compile_rows
 from attsvm.solvers.splitting import splitting_iterates
@@ -72,7 +72,7 @@ def test_far_fewer_steps_than_the_first_order_method_by_itself() -> None:
     start = near(rows)
 
     def steps() -> Iterator[Iterate]:
-        return nuclear_iterates(rows, W=start.W, dual=start.dual)
+        return primal_dual_iterates(rows, "nuc", W=start.W, dual=start.dual)
 
     newton = finished(steps(), rows, step_cost=1e7, W=start.W, dual=start.dual)
     fast = driven(rows, newton, tol=1e-9)

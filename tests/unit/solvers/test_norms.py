@@ -11,9 +11,10 @@ import pytest
 
 from attsvm.solvers import Status, proximal_newton
 from attsvm.solvers.frobenius import frobenius_iterates
-from attsvm.solvers.loop import Outcome, run_loop
+from attsvm.solvers.loop import Limits, Outcome, drive
 from attsvm.solvers.norms import method_for, norm_iterates
 from attsvm.solvers.rows import Rows, compile_rows
+from attsvm.solvers.view import RowView
 from contract.problems import NAMED, sphere_problem
 
 PRICE = 0.5
@@ -34,9 +35,9 @@ every_norm = pytest.mark.parametrize("norm", NORMS, ids=str)
 
 def solved(rows: Rows, norm: Any, method: str, tol: float) -> Outcome:
     """From a rough solution of the Frobenius norm, as ``solve`` does it."""
-    start = run_loop(rows, frobenius_iterates(rows), norm="fro", tol=1e-2)
+    start = drive(RowView(rows=rows), frobenius_iterates(rows), norm="fro", tol=1e-2, limits=Limits())
     iterates = norm_iterates(rows, norm, W=start.W, dual=start.dual, method=method)
-    return run_loop(rows, iterates, norm=norm, tol=tol)
+    return drive(RowView(rows=rows), iterates, norm=norm, tol=tol, limits=Limits())
 
 
 def asks(rows: Rows) -> bool:
@@ -90,7 +91,7 @@ def test_two_runs_agree_bit_for_bit(norm: Any) -> None:
 
 def test_multipliers_stay_in_the_box() -> None:
     rows = compile_rows(sphere_problem(6, 8, 10, 0), reduce=False, penalty=0.05)
-    start = run_loop(rows, frobenius_iterates(rows), norm="fro", tol=1e-2)
+    start = drive(RowView(rows=rows), frobenius_iterates(rows), norm="fro", tol=1e-2, limits=Limits())
     for method in METHODS:
         offers = norm_iterates(rows, 3.0, W=start.W, dual=start.dual, method=method)
         for _, offer in zip(range(6), offers, strict=False):

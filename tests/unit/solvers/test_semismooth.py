@@ -9,11 +9,12 @@ import torch
 from attsvm.selection.problem import TokenSelection
 from attsvm.solvers import gram
 from attsvm.solvers.gram import Gram
-from attsvm.solvers.loop import Outcome, run_loop
+from attsvm.solvers.loop import Limits, Outcome, drive
 from attsvm.solvers.operator import CompiledOperator, LinearRows, RowOperator
 from attsvm.solvers.rows import Rows, compile_rows
 from attsvm.solvers.semismooth import multiplier_iterates
 from attsvm.solvers.solution import Status
+from attsvm.solvers.view import RowView
 
 
 def random_problem(seed: int = 3, *, several: bool = False) -> TokenSelection:
@@ -39,7 +40,7 @@ def operators(rows: Rows) -> dict[str, LinearRows]:
 
 def solved(rows: Rows, operator: LinearRows, *, max_bytes: float = 1e9, tol: float = 1e-12) -> Outcome:
     iterates = multiplier_iterates(rows, operator, first=1.0, max_bytes=max_bytes)
-    return run_loop(rows, iterates, norm="fro", tol=tol, max_iterations=400)
+    return drive(RowView(rows=rows), iterates, norm="fro", tol=tol, limits=Limits(iterations=400))
 
 
 @pytest.mark.parametrize("several", [False, True])
