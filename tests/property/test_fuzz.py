@@ -148,6 +148,11 @@ def test_random_problems() -> None:
     assert counts[Status.INFEASIBLE] > 10
 
 
+def test_a_newton_step_without_rows() -> None:
+    """A problem whose rows all leave the working set at once; found by the longer run."""
+    run(range(7113, 7114))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(20))
 def test_ten_thousand_random_problems(chunk: int) -> None:

@@ -126,7 +126,7 @@ def manifold_iterates(rows: Rows, *, W: Floats, dual: Floats) -> Iterator[Iterat
     stays = np.zeros_like(member)
     members: _Members | None = None
     best, step, quiet = math.inf, 0, 0
-    while member.sum() <= MAX_WORKING_SET:
+    while 0 < member.sum() <= MAX_WORKING_SET:
         if members is None or not np.array_equal(members.rows, member.nonzero()[0]):
             members = _Members.of(rows, member.nonzero()[0])
         frame = _Frame.of(W, coordinate.combine(rows, dual), tau, violation=_violation(rows, W, values))
