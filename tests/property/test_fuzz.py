@@ -17,8 +17,8 @@ LIMIT = 20.0
 """Seconds for one problem at most; the solver is asked to stop at half of them."""
 
 
-def random_problem(r: np.random.Generator) -> tuple[TokenSelection, dict[str, Any]]:
-    """A problem and what to ask of it."""
+def random_problem(r: np.random.Generator) -> tuple[TokenSelection, dict[str, Any], bool]:
+    """A problem, what to ask of it, and whether its sizes are within what float64 can hold together."""
     n, T, d = int(r.integers(1, 9)), int(r.integers(1, 7)), int(r.integers(1, 7))
     kind = r.integers(0, 4)
 
@@ -49,7 +49,7 @@ def random_problem(r: np.random.Generator) -> tuple[TokenSelection, dict[str, An
         selected = (r.random((n, 1, T)) < 0.4) & extra.get("allowed", np.ones((n, T), dtype=bool))[:, None]
     elif "allowed" in extra:
         extra["allowed"][np.arange(n), selected] = True
-    return TokenSelection(X, Z, selected, **extra), asked
+    return TokenSelection(X, Z, selected, **extra), asked, bool(kind != 1)
 
 
 def check(problem: TokenSelection, asked: dict[str, Any], solution: Solution) -> None:
@@ -126,11 +126,11 @@ def dual_of(M: np.ndarray, norm: Any) -> float:
     return norm_of(M, dual)
 
 
-def run(seeds: range) -> dict[Status, int]:
-    """Solve, check, and count how they ended."""
-    counts: dict[Status, int] = {}
+def run(seeds: range) -> dict[Any, int]:
+    """Solve, check, and count how they ended; "ordinary" are those of ordinary sizes, "settled" these with an end."""
+    counts: dict[Any, int] = {}
     for seed in seeds:
-        problem, asked = random_problem(np.random.default_rng(seed))
+        problem, asked, ordinary = random_problem(np.random.default_rng(seed))
         began = time.monotonic()
         solution = solve(problem, **asked, on_failure="ignore", max_seconds=LIMIT / 2)
         assert time.monotonic() - began < LIMIT, f"seed {seed}: no end"
@@ -138,7 +138,9 @@ def run(seeds: range) -> dict[Status, int]:
             check(problem, asked, solution)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {asked}, {solution}: {error}") from error
-        counts[solution.status] = counts.get(solution.status, 0) + 1
+        settled = ordinary and solution.status in (Status.OPTIMAL, Status.INFEASIBLE)
+        for name, counted in ((solution.status, True), ("ordinary", ordinary), ("settled", settled)):
+            counts[name] = counts.get(name, 0) + counted
     return counts
 
 
@@ -157,4 +159,4 @@ def test_a_newton_step_without_rows() -> None:
 @pytest.mark.parametrize("chunk", range(20))
 def test_ten_thousand_random_problems(chunk: int) -> None:
     counts = run(range(1000 + 500 * chunk, 1500 + 500 * chunk))
-    assert counts[Status.OPTIMAL] + counts[Status.INFEASIBLE] >= 0.9 * 500  # the rest spans more than float64 holds
+    assert counts["settled"] >= 0.97 * counts["ordinary"]
