@@ -195,8 +195,14 @@ def join_processes(environment: Mapping[str, str] | None = None) -> Iterator[Pro
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise AttSVMError(f"solve: the {size} processes of the job did not find each other ({reason}).") from error
-    yield Processes(rank=rank, size=number, group=distributed.group.WORLD, store=store)
-    # After an error the connections end with the process.
+    try:
+        yield Processes(rank=rank, size=number, group=distributed.group.WORLD, store=store)
+    except AttSVMError as error:
+        # Threads of the group that live until the interpreter ends now and then abort it. Those that still wait for a
+        # lost process, or were interrupted, end with the process: to join them would be to wait too.
+        if str(error) != _LOST:
+            distributed.destroy_process_group()
+        raise
     distributed.destroy_process_group()
 
 

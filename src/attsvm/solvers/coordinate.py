@@ -188,8 +188,10 @@ class Descent:
         # W is kept by rank-one updates; rebuilding it stops their rounding from adding up.
         self.W = combine(self.rows, self.dual)
         steps = np.diff(iterates, axis=0)
+        # The weights do not depend on the size of the steps, whose squares may be out of range.
+        steps /= np.abs(steps).max(initial=np.finfo(float).tiny)
         gram = steps @ steps.T
-        gram += 1e-10 * np.trace(gram) * np.eye(MEMORY) + np.finfo(float).tiny * np.eye(MEMORY)
+        gram += 1e-10 * max(np.trace(gram), 1.0) * np.eye(MEMORY)
         weights = np.linalg.solve(gram, np.ones(MEMORY))
         guess = (weights / weights.sum()) @ iterates[1:]
         guess = np.where(self.rows.tie, guess, guess.clip(0.0, self.rows.penalty))
