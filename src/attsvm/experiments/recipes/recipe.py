@@ -1,8 +1,8 @@
 """What a recipe is: one published figure as cases, trials, numbers and a picture.
 
-A trial is one seed in one case. Trials of a chunk advance together; a chunk is what is computed, and lost, as a whole.
-The runner (:mod:`attsvm.experiments.reproduce`) owns folders, records, resuming and the sharing among processes; a recipe
-is functions of seeds and records, and nothing else.
+A trial is one seed in one case. Trials of a chunk advance together; a chunk is computed, and lost, as a whole. The
+runner (:mod:`attsvm.experiments.reproduce`) owns folders, records, resuming and the sharing among processes; a
+recipe is functions of seeds and records, and nothing else.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class Recipe:
     chunk
         Trials that advance together. A trial gives the same numbers whatever its chunk.
     scan
-        None: every trial counts. Otherwise trials are drawn until ``trials`` of them have ``record["accepted"]``, and at
-        most this many are.
+        None: every trial counts. Otherwise trials are drawn until ``trials`` of them have ``record["accepted"]``, and
+        at most this many are.
     run
         ``(case, seeds) -> one record for each seed``, in their order. Nothing random but by the seeds.
     summarize
