@@ -59,23 +59,8 @@ def parts(
     step = max(1, part_bytes // each)
     for begin in range(0, n, step):
         chosen = slice(begin, min(begin + step, n))
-        part = _sequences(t, chosen)
+        part = t.cut((..., chosen, slice(None), slice(None)))
         yield chosen, part if double else in_double(part)
-
-
-def _sequences(t: ProblemTensors, chosen: slice) -> ProblemTensors:
-    def cut(value: Tensor) -> Tensor:
-        return value[..., chosen, :, :]
-
-    return t._replace(
-        tokens=cut(t.tokens),
-        queries=cut(t.queries),
-        allowed=cut(t.allowed),
-        selected=cut(t.selected),
-        asked=cut(t.asked),
-        offsets=None if t.offsets is None else cut(t.offsets),
-        margin=t.margin if t.margin.ndim == 0 else cut(t.margin),
-    )
 
 
 def representatives(selected: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = [
     "rival_tokens",
     "score_cone_margin",
     "support_tokens",
+    "token_ranks",
     "token_scores",
 ]
 
@@ -193,6 +194,14 @@ def in_cone(W: Array, direction: Array, *, mu: float, radius: float = 0.0) -> bo
     return bool(correlation(W, direction) >= 1.0 - mu) and norm >= radius
 
 
+def token_ranks(problem: ProblemTensors, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Allowed tokens (…, n, Q, T) that score less than the selected one, with itself; and those that score no less."""
+    own = scores.masked_fill(~problem.selected, math.inf).amin(-1, keepdim=True)
+    asks = problem.selected.any(-1, keepdim=True)
+    high = problem.allowed & ~problem.selected & (scores >= own) & asks
+    return problem.allowed & ~high & asks, high
+
+
 def score_cone_margin(problem: ProblemTensors, scores: Tensor, W: Tensor) -> Tensor:
     r"""How deep ``W`` lies in the cone that keeps tokens of higher score below the selected one.
 
@@ -212,10 +221,7 @@ def score_cone_margin(problem: ProblemTensors, scores: Tensor, W: Tensor) -> Ten
         (d, d) or (B, d, d).
     """
     values = raw_logits(problem, W)
-    own = scores.masked_fill(~problem.selected, math.inf).amin(-1, keepdim=True)
-    asks = problem.selected.any(-1, keepdim=True)
-    high = problem.allowed & ~problem.selected & (scores >= own) & asks
-    low = problem.allowed & ~high & asks
+    low, high = token_ranks(problem, scores)
     least = values.masked_fill(~low, math.inf).amin(-1)
     most = values.masked_fill(~high, -math.inf).amax(-1)
     depth = (least - most).flatten(-2).amin(-1)

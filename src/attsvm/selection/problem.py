@@ -38,6 +38,14 @@ class ProblemTensors(NamedTuple):
     offsets: Tensor | None  # (n, Q, T) float
     margin: Tensor  # () or (n, Q, T) float
 
+    def cut(self, chosen: Any) -> ProblemTensors:
+        """The part at an index of leading axes: members of a batch, or ``(..., sequences, slice(None), slice(None))``.
+
+        A margin that is one number stays it.
+        """
+        parts = {name: value[chosen] for name, value in self._asdict().items() if value is not None and value.ndim > 0}
+        return self._replace(**parts)
+
 
 class TokenSelection:
     r"""Tokens, queries, and the tokens that each query selects.

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from attsvm.selection.certificate import RAY_TOLERANCE, Certificate, certify
 from attsvm.selection.constraints import combine_rows, in_double, representatives, required, row_sizes, tied
 from attsvm.selection.norms import Norm
-from attsvm.selection.problem import ProblemTensors, TokenSelection
+from attsvm.selection.problem import TokenSelection
 from attsvm.solvers.loop import Progress
 from attsvm.solvers.rows import Floats, Ints
 from attsvm.solvers.small_frobenius import FAILED, LIMIT, RAY, SOLVED, solve_frobenius
@@ -326,7 +325,7 @@ def _rays(problem: TokenSelection, code: Ints, duals: Floats, ties: Floats) -> t
     if not chosen.size:
         return tuple(rays)
     index = torch.from_numpy(chosen)
-    t = in_double(_members(problem.tensors, index))
+    t = in_double(problem.tensors.cut(index.to(problem.tensors.tokens.device)))
     device = t.tokens.device
     margin = torch.where(t.asked.cpu(), torch.from_numpy(duals[chosen]), 0.0).clamp(min=0.0)
     tie = torch.where(tied(t.selected).cpu(), torch.from_numpy(ties[chosen]), 0.0)
@@ -348,20 +347,3 @@ def _rays(problem: TokenSelection, code: Ints, duals: Floats, ties: Floats) -> t
             residual=float(residual[k]),
         )
     return tuple(rays)
-
-
-def _members(t: ProblemTensors, index: Tensor) -> ProblemTensors:
-    """Some problems of a batch."""
-
-    def cut(value: Tensor) -> Tensor:
-        return value[index.to(value.device)]
-
-    return ProblemTensors(
-        tokens=cut(t.tokens),
-        queries=cut(t.queries),
-        allowed=cut(t.allowed),
-        selected=cut(t.selected),
-        asked=cut(t.asked),
-        offsets=None if t.offsets is None else cut(t.offsets),
-        margin=t.margin if t.margin.ndim == 0 else cut(t.margin),
-    )
