@@ -14,6 +14,7 @@ from attsvm.selection import TokenSelection, certify
 from attsvm.selection.norms import Norm
 from benchmarks import peers
 from benchmarks.child import in_child
+from benchmarks.dynamics import descent
 from benchmarks.harness import (
     DECADES,
     TOL,
@@ -270,5 +271,7 @@ ROWS: tuple[Benchmark, ...] = (
     Benchmark(name="nuc-tolerance", title="nuclear, unit sphere", run=nuc_tolerance),
     Benchmark(name="batch-fro", title="Frobenius, a batch", run=batch("fro", ("CLARABEL", "OSQP"), 500)),
     Benchmark(name="batch-nuc", title="nuclear, a batch", run=batch("nuc", ("SCS", "CLARABEL"), 100)),
+    Benchmark(name="descent-w", title="gradient descent in W, a batch", run=descent("W")),
+    Benchmark(name="descent-kq", title="gradient descent in (K, Q), a batch", run=descent("KQ")),
     Benchmark(name="growth", title="Frobenius, planted", run=growth),
 )

@@ -42,6 +42,7 @@ __all__ = [
     "package_versions",
     "read_arrays",
     "read_json",
+    "remove_halves",
     "source_commit",
     "write_arrays",
     "write_bytes",
@@ -97,6 +98,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RecordError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove the halves of files that killed processes left in a folder, and none that is being written."""
+    for half in folder.glob(f".*{PART}"):
+        writer = half.name.removesuffix(PART).rpartition(".")[2]
+        if not (writer.isdecimal() and _is_alive(int(writer))):
+            with contextlib.suppress(OSError):  # a folder that cannot be written keeps them
+                half.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

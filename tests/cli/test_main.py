@@ -47,7 +47,7 @@ def test_without_a_command_the_help_is_shown(attsvm: Commands) -> None:
         (("verify", "--learning-rate", "fast"), ["--learning-rate", "number"]),
         (("verify", "--parameterization", "Q"), ["--parameterization", "W", "KQ", "both"]),
         (("verify", "--loss", "hinge"), ["--loss", "logistic", "exponential", "correlation"]),
-        (("verify", "--optimizer", "adam"), ["--optimizer", "ngd"]),
+        (("verify", "--optimizer", "adagrad"), ["--optimizer", "ngd"]),
         (("verify", "--head", "forest"), ["--head", "ridge"]),
         (("verify", "--dtype", "int8"), ["--dtype", "float32"]),
         (("verify", "a.csv", "b.csv"), ["b.csv"]),

@@ -349,8 +349,11 @@ def test_one_parameterization_alone(attsvm: Commands, choice: str) -> None:
     [
         ("--loss", "exponential"),
         ("--loss", "correlation"),
+        ("--loss", "squared"),
         ("--optimizer", "gd"),
+        ("--optimizer", "mirror:1.5@0.05"),
         ("--head", "logistic"),
+        ("--head", "trained"),
         ("--lr", "0.02"),
         ("--rank", "2"),
         ("--tol", "1e-3"),
@@ -366,13 +369,50 @@ def test_every_option_counts(attsvm: Commands, options: tuple[str, str]) -> None
     assert plain[key].shape == changed[key].shape
     assert np.abs(plain[key] - changed[key]).max() > 0
     settings = strict_json((attsvm.home / "changed" / "config.json").read_text())["config"]
-    name = {"--lr": "learning_rate"}.get(options[0], options[0][2:].replace("-", "_"))
-    assert str(settings[name]) in (options[1], str(float(options[1]) if options[1][0].isdigit() else ""))
+    name = {"--lr": "learning_rate", "--optimizer": "optimizers"}.get(options[0], options[0][2:].replace("-", "_"))
+    found = settings[name][0] if name == "optimizers" else settings[name]
+    assert str(found) in (options[1], str(float(options[1]) if options[1][0].isdigit() else ""))
     if options[0] == "--rank":
         assert np.linalg.matrix_rank(changed["KQ.weights"]) <= 2 < np.linalg.matrix_rank(plain["KQ.weights"])
     if options[0] == "--max-tokens":
         assert result_at(attsvm.home / "changed")["data"]["n_truncated"] > 0
         assert max(one["n_tokens"] for one in result_at(attsvm.home / "changed")["sequences"]) == 6
+
+
+def test_optimisers_and_norms_are_compared(attsvm: Commands) -> None:
+    several = [*SMALL, "--optimizer", "ngd", "--optimizer", "mirror:1.5", "--optimizer", "sign", "--norm", "1.5"]
+    done = attsvm("verify", *several, "--norm", "fro", "--norm", "inf", "-o", "table")
+    assert done.code == 0
+    table = result_at(attsvm.home / "table")["comparison"]
+    assert table["norms"] == ["1.5", "fro", "inf"]
+    assert [row["optimizer"] for row in table["rows"]] == ["ngd", "ngd, (K, Q)", "mirror:1.5", "sign"]
+    rows = {row["optimizer"]: {cell["norm"]: cell["correlation"] for cell in row["cells"]} for row in table["rows"]}
+    one = result_at(attsvm.home / "table")["parameterizations"]["W"]
+    np.testing.assert_allclose(rows["ngd"]["fro"], one["correlation"], atol=0.02)  # one is solved to 1e-3 only
+    assert rows["mirror:1.5"]["1.5"] > rows["mirror:1.5"]["inf"]
+    for row in table["rows"]:
+        known = {cell["norm"]: cell["correlation"] for cell in row["cells"] if cell["correlation"] is not None}
+        assert row["closest"] == max(known, key=known.__getitem__)
+    assert "mirror:1.5" in done.err
+    assert "closest" in done.err
+    assert "Which norm each optimiser goes by" in (attsvm.home / "table" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--optimizer", "mirror:1"), "--optimizer must be one of gd, ngd, polyak"),
+        (("--optimizer", "adam@0"), "--optimizer must be one of gd, ngd, polyak"),
+        (("--optimizer", "ngd", "--optimizer", "ngd@1"), "--optimizer must not be given twice, got ngd, ngd"),
+        (("--norm", "0.5"), "--norm must be fro, nuc, op or a number p >= 1 (or inf), got '0.5'"),
+        (("--optimizer", "polyak", "--head", "trained"), "polyak"),
+    ],
+)
+def test_bad_optimisers_and_norms(attsvm: Commands, options: tuple[str, ...], message: str) -> None:
+    done = attsvm("verify", *SMALL, *options, "-o", "bad")
+    assert done.code in (2, 3)
+    assert message in done.err
+    assert "Traceback" not in done.err
 
 
 def test_same_seed_same_run_whatever_the_threads(attsvm: Commands) -> None:

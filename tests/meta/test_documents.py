@@ -29,6 +29,9 @@ RUN_BY = {
     "attsvm verify --output-dir runs/demo --overwrite": "make demo",
     "attsvm verify reviews.csv --text-column text --label-column label --output-dir runs/reviews": "tests/cli",
     "attsvm verify --json --quiet": "tests/cli",
+    "attsvm verify --model none -n 20 --steps 500 --optimizer ngd --optimizer sign --optimizer mirror:1.75": (
+        "tests/cli/test_documents.py"
+    ),
     "attsvm verify data.npz --output-dir runs/arrays": "tests/cli",
     "attsvm report runs/reviews": "tests/cli",
     "attsvm solve problem.npz --output-dir runs/problem": "tests/cli/test_documents.py",
@@ -37,6 +40,12 @@ RUN_BY = {
     "torchrun --nproc-per-node 2 -m attsvm solve problem.npz --output-dir runs/problem": (
         "tests/cli/test_solve_processes.py"
     ),
+    "attsvm reproduce": "tests/cli/test_reproduce_documents.py",
+    "attsvm report runs/reproduce": "tests/report/test_gallery_command.py",
+    "attsvm reproduce tfsvm-fig5": "tests/cli/test_reproduce_documents.py",
+    "attsvm reproduce 'maxmargin-*' --trials 20": "tests/cli/test_reproduce_documents.py",
+    "attsvm reproduce --all": "tests/cli/test_reproduce_documents.py (with trials that take no time)",
+    "torchrun --nproc-per-node 2 -m attsvm reproduce --all": "tests/cli/test_reproduce_interrupt.py (one recipe)",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attsvm import __version__
-from attsvm.cli import report, solve, verify
+from attsvm.cli import report, reproduce, solve, verify
 from attsvm.cli.exits import exit_code
 from attsvm.cli.terminal import complain
 from attsvm.errors import AttSVMError
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("verify")(verify.verify_command)
 app.command("solve")(solve.solve_command)
+app.command("reproduce")(reproduce.reproduce_command)
 app.command("report")(report.report_command)
 
 

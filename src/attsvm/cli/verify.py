@@ -20,6 +20,24 @@ from attsvm.report import render_run
 __all__ = ["verify_command"]
 
 
+Optimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="ngd, gd, polyak, momentum, adam, sign, flow or mirror:P, with @RATE for a learning rate of its own. "
+        "Given several times: a table shows which norm's SVM each comes closest to. Default: ngd.",
+        show_default=False,
+    ),
+]
+Norms = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of that table: fro, nuc, op, or a number p for the entrywise norm (inf: largest entry); "
+        "repeatable. Default: fro, nuc, inf and those of the optimisers.",
+        show_default=False,
+    ),
+]
+
+
 def verify_command(
     data: Annotated[
         str | None,
@@ -51,12 +69,17 @@ def verify_command(
     ] = "both",
     rank: Annotated[int | None, typer.Option(help="Columns of K and Q. Default: d.", show_default=False)] = None,
     head: Annotated[
-        Literal["ridge", "logistic"], typer.Option(help="How the linear head is fitted on pooled tokens.")
+        Literal["ridge", "logistic", "trained"],
+        typer.Option(help="How the linear head is fitted on pooled tokens; or trained together with attention."),
     ] = "ridge",
     loss: Annotated[
-        Literal["logistic", "exponential", "correlation"], typer.Option(help="Loss of the signed output.")
+        Literal["logistic", "exponential", "correlation", "squared"], typer.Option(help="Loss of the signed output.")
     ] = "logistic",
-    optimizer: Annotated[Literal["ngd", "gd"], typer.Option(help="Normalised or plain gradient descent.")] = "ngd",
+    optimizer: Optimizers = None,
+    norm: Norms = None,
+    max_seconds: Annotated[
+        float, typer.Option(help="For each solution of that table, and in an entrywise norm.")
+    ] = 60.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Step size.")] = 0.1,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 3000,
     tol: Annotated[float, typer.Option(help="Relative gap of the max-margin solutions.")] = 1e-6,
@@ -93,7 +116,9 @@ def verify_command(
         rank=rank,
         head=head,
         loss=loss,
-        optimizer=optimizer,
+        optimizers=tuple(optimizer or ("ngd",)),
+        norms=tuple(norm or ()),
+        max_seconds=max_seconds,
         learning_rate=learning_rate,
         steps=steps,
         tol=tol,
@@ -163,8 +188,25 @@ def _summary(result: dict[str, Any], page: Path) -> str:
             f"{one['n_support']} support tokens, rank {one['rank']};  attention {one['attention_mass']:.4f}, "
             f"{one['verdict']}"
         )
+    if result["comparison"]:
+        lines += ["", *_table(result["comparison"])]
     lines += ["", f"Report: {page}"]
     return "\n".join(lines)
+
+
+def _table(comparison: dict[str, Any]) -> list[str]:
+    """Correlations of each optimiser's W with the solutions in each norm; the largest of a row has a star."""
+    rows = comparison["rows"]
+    wide = max(len("optimizer"), *(len(row["optimizer"]) for row in rows))
+    lines = ["  " + "optimizer".ljust(wide) + "".join(f"{norm:>10}" for norm in comparison["norms"])]
+    for row in rows:
+        cells = "".join(
+            f"{_number(cell['correlation'])[:9] + ('*' if cell['norm'] == row['closest'] else ' '):>10}"
+            for cell in row["cells"]
+        )
+        lines.append(f"  {row['optimizer']:<{wide}}{cells}")
+    loose = max((cell["gap"] for row in rows for cell in row["cells"] if cell["gap"] is not None), default=0.0)
+    return [*lines, f"  * closest; solutions are certified to a gap of {loose:.1e} or better"]
 
 
 def _number(value: float | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from attsvm.dynamics.conditions import Conditions, conditions
 from attsvm.selection.geometry import rival_tokens
 from attsvm.selection.problem import TokenSelection
 from attsvm.solvers.solution import Solution, Status
@@ -31,18 +32,23 @@ class Verdict:
         Share of the queries that select a token of highest score.
     locally_optimal
         None when there is no solution to judge it by.
+    conditions
+        Which sufficient conditions of the theory hold, with reasons. None when they were not checked.
     """
 
     kind: Literal["global", "local", "neither"]
     reason: str
     fraction_globally_optimal: float
     locally_optimal: bool | None
+    conditions: Conditions | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.kind
 
 
-def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: float) -> Verdict:
+def judge(
+    problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: float, loss: str = "logistic"
+) -> Verdict:
     """Judge the selection of ``problem`` by scores (n, Q, T) and its max-margin ``solution``.
 
     Parameters
@@ -55,6 +61,8 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
         In the norm that belongs to the parameterisation; not necessarily optimal.
     mass
         Mean probability of the selected tokens at the end of the run.
+    loss
+        That of the run, for the condition on the first gradient.
     """
     t = problem.tensors
     best = scores.masked_fill(~t.allowed, -torch.inf).amax(-1, keepdim=True)
@@ -62,12 +70,14 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
     asking = t.selected.any(-1)
     count, total = int((optimal & asking).sum()), int(asking.sum())
     fraction = count / total if total else 1.0
+    checked = conditions(problem, scores, solution, loss=loss)
     if solution.status is Status.INFEASIBLE:
         return Verdict(
             kind="neither",
             reason="No key-query matrix separates the tokens that attention ended on.",
             fraction_globally_optimal=fraction,
             locally_optimal=None,
+            conditions=checked,
         )
     local: bool | None = None
     rivals = 0
@@ -81,6 +91,7 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
             reason="Every query selects its token of highest score." + hesitant,
             fraction_globally_optimal=fraction,
             locally_optimal=local,
+            conditions=checked,
         )
     missed = f"{total - count} of {total} queries select another token than that of highest score"
     if local:
@@ -89,6 +100,7 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
             reason=f"{missed}, and every selected token outscores its support tokens.{hesitant}",
             fraction_globally_optimal=fraction,
             locally_optimal=True,
+            conditions=checked,
         )
     why = "there is no solution to judge it by"
     if local is False:
@@ -99,4 +111,5 @@ def judge(problem: TokenSelection, scores: Tensor, solution: Solution, *, mass: 
         reason=f"{missed}, and {why}.{hesitant}",
         fraction_globally_optimal=fraction,
         locally_optimal=local,
+        conditions=checked,
     )

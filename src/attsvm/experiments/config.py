@@ -7,8 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attsvm.errors import InvalidInputError
+from attsvm.experiments.optimizer_names import NamedOptimizer, read_norm, read_optimizer, usual_norms
+from attsvm.selection.norms import Norm
 
 __all__ = ["VerifyConfig"]
+
+_OPTIONS = {"optimizers": "optimizer", "norms": "norm", "parameterizations": "parameterization"}
+"""Options that are not called as the setting is."""
 
 
 class VerifyConfig(BaseModel):
@@ -35,8 +40,19 @@ class VerifyConfig(BaseModel):
         ``("W",)``, ``("KQ",)`` or both.
     rank
         Columns of K and Q; None for d.
-    head, loss, optimizer, learning_rate, steps
-        As in :func:`attsvm.dynamics.fit_head` and :func:`attsvm.descend`.
+    head
+        ``"ridge"`` or ``"logistic"``: fitted on pooled tokens and fixed, as in :func:`attsvm.dynamics.fit_head`;
+        ``"trained"``: trained together with attention, from the ridge fit.
+    loss, learning_rate, steps
+        As in :func:`attsvm.descend`.
+    optimizers
+        As :func:`~attsvm.experiments.optimizer_names.read_optimizer` reads them. The first trains; with several, a
+        table compares them all.
+    norms
+        Columns of that table, as :func:`~attsvm.experiments.optimizer_names.read_norm` reads them. Empty: the usual
+        ones, if there are several optimisers.
+    max_seconds
+        For each solution in a norm of the entries, and each of the table.
     tol
         Relative gap of the solution in a parameterisation's own norm.
     seed
@@ -57,9 +73,11 @@ class VerifyConfig(BaseModel):
     n_sequences: int | None = Field(default=None, ge=2)
     parameterizations: tuple[Literal["W", "KQ"], ...] = Field(default=("W", "KQ"), min_length=1)
     rank: int | None = Field(default=None, ge=1)
-    head: Literal["ridge", "logistic"] = "ridge"
-    loss: Literal["logistic", "exponential", "correlation"] = "logistic"
-    optimizer: Literal["ngd", "gd"] = "ngd"
+    head: Literal["ridge", "logistic", "trained"] = "ridge"
+    loss: Literal["logistic", "exponential", "correlation", "squared"] = "logistic"
+    optimizers: tuple[str, ...] = Field(default=("ngd",), min_length=1)
+    norms: tuple[str, ...] = ()
+    max_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     steps: int = Field(default=3000, ge=1)
     tol: float = Field(default=1e-6, gt=0, lt=1)
@@ -72,9 +90,27 @@ class VerifyConfig(BaseModel):
     def checked(cls, **values: Any) -> VerifyConfig:
         """Build a configuration; raises InvalidInputError with one sentence for the first bad value."""
         try:
-            return cls(**values)
+            config = cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = "--" + str(first["loc"][0]).replace("_", "-")
+            name = "--" + _OPTIONS.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-")
             wanted = first["msg"].replace("Input should be", "must be")
             raise InvalidInputError(f"verify: {name} {wanted}, got {first['input']!r}.") from error
+        names = [read_optimizer(text).name for text in config.optimizers]
+        for norm in config.norms:
+            read_norm(norm)
+        if len(set(names)) < len(names):
+            raise InvalidInputError(f"verify: --optimizer must not be given twice, got {', '.join(names)}.")
+        return config
+
+    @property
+    def named_optimizers(self) -> list[NamedOptimizer]:
+        """The optimisers, read."""
+        return [read_optimizer(text) for text in self.optimizers]
+
+    @property
+    def table_norms(self) -> list[Norm]:
+        """Columns of the table of optimisers and norms; empty where none is asked for."""
+        if not self.norms and len(self.optimizers) == 1:
+            return []
+        return [read_norm(text) for text in dict.fromkeys(self.norms)] or usual_norms(self.named_optimizers)

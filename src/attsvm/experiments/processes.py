@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import signal
@@ -16,19 +17,20 @@ import torch
 
 from attsvm.errors import AttSVMError, InvalidInputError
 
-__all__ = ["Processes", "join_processes"]
+__all__ = ["LostProcessError", "Processes", "join_processes"]
 
 T = TypeVar("T")
 
-_LOST = (
-    "solve: a process of the job was lost, or told to end, so all stop; "
-    "the same command with --resume goes on from the last checkpoint."
-)
+RESUME = "the same command with --resume goes on from the last checkpoint"
 
 PATIENCE = 5.0
 """Seconds that process 0 waits for the others after a failure."""
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LostProcessError(AttSVMError):
+    """A process of the job ended before the others, or this one was told to end."""
 
 
 class Processes:
@@ -42,6 +44,10 @@ class Processes:
         Their ``torch.distributed`` group; None for a process alone.
     store
         What the processes share besides the group, and keep when one of them is lost.
+    command
+        The command that the job runs.
+    again
+        How the job goes on after a loss, as the end of a sentence.
 
     Attributes
     ----------
@@ -49,9 +55,22 @@ class Processes:
         Whether this process is the one that writes and prints.
     """
 
-    def __init__(self, *, rank: int = 0, size: int = 1, group: Any = None, store: Any = None) -> None:
+    def __init__(
+        self,
+        *,
+        rank: int = 0,
+        size: int = 1,
+        group: Any = None,
+        store: Any = None,
+        command: str = "solve",
+        again: str = RESUME,
+    ) -> None:
         self.rank, self.size, self.group, self._store = rank, size, group, store
+        self._lost = f"{command}: a process of the job was lost, or told to end, so all stop; {again}."
         self._stop = False
+        self._uses = 0
+        self._counters: collections.Counter[str] = collections.Counter()
+        self._counting = threading.Lock()
 
     @property
     def is_first(self) -> bool:
@@ -98,6 +117,20 @@ class Processes:
             distributed.all_gather_object(values, value, self.group)
         return values
 
+    def count(self, name: str, amount: int) -> int:
+        """Add to a counter that all processes share, and return its value; threads may count at the same time."""
+        if self._store is None:
+            with self._counting:
+                self._counters[name] += amount
+                return self._counters[name]
+        with self._with_peers():
+            return int(self._store.add(f"attsvm-{name}", amount))
+
+    def next_use(self) -> int:
+        """A number that is new at every call, and the same in all processes if all make the same calls."""
+        self._uses += 1
+        return self._uses
+
     def joined(self, mine: Any, total: int) -> Any:
         """An array whose rows ``rank::size`` each process has, whole and in order; in the first process only."""
         if self.size == 1:
@@ -142,13 +175,17 @@ class Processes:
         if self.size == 1:
             yield
             return
-        with self._with_peers(), _handling({signal.SIGINT: self._on_interrupt, signal.SIGTERM: _on_end}):
+        with self._with_peers(), _handling({signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_end}):
             yield
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._stop:  # asked twice
             raise KeyboardInterrupt
         self._stop = True
+
+    def _on_end(self, number: int, frame: FrameType | None) -> None:
+        """What torchrun sends to the rest when a process is lost."""
+        raise LostProcessError(self._lost)
 
     @contextlib.contextmanager
     def _with_peers(self) -> Iterator[None]:
@@ -157,17 +194,21 @@ class Processes:
         except RuntimeError as error:
             if self.size == 1 or not _is_of_network(error):
                 raise
-            raise AttSVMError(_LOST) from error
+            raise LostProcessError(self._lost) from error
 
 
 @contextlib.contextmanager
-def join_processes(environment: Mapping[str, str] | None = None) -> Iterator[Processes]:
+def join_processes(
+    environment: Mapping[str, str] | None = None, *, command: str = "solve", again: str = RESUME
+) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did.
 
     Parameters
     ----------
     environment
         Where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are looked up. Default: the process's own.
+    command, again
+        As for :class:`Processes`.
 
     Raises
     ------
@@ -179,13 +220,13 @@ def join_processes(environment: Mapping[str, str] | None = None) -> Iterator[Pro
     environment = os.environ if environment is None else environment
     size = environment.get("WORLD_SIZE", "1")
     if size == "1":
-        yield Processes()
+        yield Processes(command=command, again=again)
         return
     absent = [name for name in _NEEDED if name not in environment]
     wrong = [name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if not environment.get(name, "0").isdecimal()]
     if absent or wrong:
         problem = f"{absent[0]} is not set" if absent else f"{wrong[0]} is {environment[wrong[0]]!r}"
-        raise InvalidInputError(f"solve: the variables {', '.join(_NEEDED)} must be those of torchrun; {problem}.")
+        raise InvalidInputError(f"{command}: the variables {', '.join(_NEEDED)} must be those of torchrun; {problem}.")
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
@@ -194,14 +235,16 @@ def join_processes(environment: Mapping[str, str] | None = None) -> Iterator[Pro
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=number)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise AttSVMError(f"solve: the {size} processes of the job did not find each other ({reason}).") from error
+        raise AttSVMError(f"{command}: the {size} processes of the job did not find each other ({reason}).") from error
     try:
-        yield Processes(rank=rank, size=number, group=distributed.group.WORLD, store=store)
-    except AttSVMError as error:
+        group = distributed.group.WORLD
+        yield Processes(rank=rank, size=number, group=group, store=store, command=command, again=again)
+    except LostProcessError:
         # Threads of the group that live until the interpreter ends now and then abort it. Those that still wait for a
         # lost process, or were interrupted, end with the process: to join them would be to wait too.
-        if str(error) != _LOST:
-            distributed.destroy_process_group()
+        raise
+    except AttSVMError:
+        distributed.destroy_process_group()
         raise
     distributed.destroy_process_group()
 
@@ -218,11 +261,6 @@ def _handling(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _on_end(number: int, frame: FrameType | None) -> None:
-    """What torchrun sends to the rest when a process is lost."""
-    raise AttSVMError(_LOST)
 
 
 def _is_of_network(error: RuntimeError) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from attsvm.dynamics import Trajectory, Verdict
 from attsvm.experiments.config import VerifyConfig
+from attsvm.experiments.optimizer_names import norm_label
 from attsvm.experiments.sequences import Sequences
 from attsvm.selection import TokenSelection
 from attsvm.selection.norms import matrix_norm
@@ -96,7 +97,7 @@ def arrays_of(finding: Finding) -> dict[str, Any]:
 def _bounds(solution: Solution) -> dict[str, Any]:
     known = np.isfinite(solution.upper_bound)
     return {
-        "norm": solution.norm,
+        "norm": norm_label(solution.norm),
         "status": solution.status.value,
         "status_sentence": solution.status.sentence,
         "gap": solution.gap,
@@ -118,7 +119,7 @@ def _record(name: str, finding: Finding, sequences: Sequences) -> dict[str, Any]
     bounds = _bounds(finding.own)
     return {
         "parameterization": name,
-        "norm_other": finding.other.norm,
+        "norm_other": norm_label(finding.other.norm),
         **bounds,
         "correlation": finding.correlation[-1],
         "correlation_other": finding.correlation_other[-1],
@@ -146,7 +147,6 @@ def _record(name: str, finding: Finding, sequences: Sequences) -> dict[str, Any]
 def result_of(
     sequences: Sequences,
     problem: TokenSelection,
-    scores: torch.Tensor,
     findings: dict[str, Finding],
     config: VerifyConfig,
 ) -> dict[str, Any]:
@@ -179,7 +179,8 @@ def _sentence(findings: dict[str, Finding]) -> str:
 
 def _one_sentence(name: str, finding: Finding) -> str:
     who = "W" if name == "W" else "(K, Q)"
-    svm = "Frobenius-norm SVM" if finding.own.norm == "fro" else "nuclear-norm SVM"
+    names = {"fro": "Frobenius-norm", "nuc": "nuclear-norm"}
+    svm = names.get(str(finding.own.norm), f"l{norm_label(finding.own.norm)}-norm") + " SVM"
     if finding.own.ray is not None:
         return f"Training {who} ended on tokens that no matrix separates, so there is no SVM to compare with."
     value = finding.correlation[-1]

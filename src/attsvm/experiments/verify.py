@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from attsvm.dynamics import Trajectory, descend, fit_head, pool
+from attsvm.dynamics import LinearHead, Trajectory, descend, fit_head, pool
 from attsvm.errors import AttSVMError, InvalidInputError, RecordError
+from attsvm.experiments.comparison import compare_optimizers
 from attsvm.experiments.config import VerifyConfig
+from attsvm.experiments.optimizer_names import NamedOptimizer
 from attsvm.experiments.sequences import Sequences, load_sequences
 from attsvm.experiments.summary import Finding, arrays_of, metrics_of, result_of, summarize
 from attsvm.records import SCHEMA_VERSION, RunFolder, package_versions, source_commit, write_arrays
@@ -84,7 +87,7 @@ def verify(
         try:
             sequences = load_sequences(config, progress=lambda done, total: report("embed", done, total, ""))
             embedded = time.monotonic()
-            problem, scores = _problem(sequences, config)
+            task = _task(sequences, config)
         except AttSVMError:
             if is_new:  # nothing was computed: a mistake in the command leaves no folder behind
                 folder.discard()
@@ -94,7 +97,8 @@ def verify(
             folder.clear()
             folder.create()
         folder.write_config(settings)
-        runs = _run_all(problem, scores, config, folder, report)
+        runs = _run_all(task, config, folder, report)
+        comparison = _compare(task, runs, config, folder, report)
         findings = {run.name: summarize(run.trajectory, run.own, run.other) for run in runs}
         seconds = {
             "embedding": embedded - began,
@@ -102,8 +106,9 @@ def verify(
             "solving": sum(run.solve_seconds for run in runs),
             "total": time.monotonic() - began,
         }
-        result = {**about, "seconds": seconds, **result_of(sequences, problem, scores, findings, config)}
-        _write(folder, sequences, scores, findings, result)
+        shown = result_of(sequences, task.problem, findings, config)
+        result = {**about, "seconds": seconds, **shown, "comparison": comparison}
+        _write(folder, sequences, task.scores, findings, result)
         return {"schema_version": SCHEMA_VERSION, **result}
 
 
@@ -138,25 +143,48 @@ def _settings(folder: RunFolder) -> Any:
         return None
 
 
-def _problem(sequences: Sequences, config: VerifyConfig) -> tuple[TokenSelection, torch.Tensor]:
-    """The problem whose selected tokens are the optimal ones, and the scores (n, T)."""
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is trained: a problem that selects the optimal tokens, scores (n, T), and the head if it is trained too."""
+
+    problem: TokenSelection
+    scores: torch.Tensor
+    labels: torch.Tensor | None = None
+    head: LinearHead | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What ``descend`` is given beside the problem."""
+        if self.head is None:
+            return {"scores": self.scores}
+        return {"head": self.head, "labels": self.labels}
+
+
+def _task(sequences: Sequences, config: VerifyConfig) -> _Task:
     tokens = torch.from_numpy(sequences.tokens)
     allowed = torch.from_numpy(sequences.allowed)
-    if sequences.scores is not None:
-        scores = torch.from_numpy(sequences.scores)
-    else:
-        assert sequences.labels is not None
-        labels = torch.from_numpy(sequences.labels)
-        pooled = pool(tokens, allowed)
-        if not pooled.any():
-            raise InvalidInputError(
-                f"verify: {sequences.about['source']} must have a sequence whose mean token is not 0, or scores; "
-                "no head can be fitted to zeros."
-            )
-        v = fit_head(pooled, labels, method=config.head)
-        scores = token_scores(tokens, v, labels)
     queries = torch.from_numpy(sequences.queries)
-    return TokenSelection.from_scores(tokens, queries, scores, allowed=allowed), scores
+    if sequences.scores is not None:
+        if config.head == "trained":
+            raise InvalidInputError(
+                "verify: --head must be absent for data with scores, which stand for it, got trained."
+            )
+        scores = torch.from_numpy(sequences.scores)
+        return _Task(problem=TokenSelection.from_scores(tokens, queries, scores, allowed=allowed), scores=scores)
+    assert sequences.labels is not None
+    labels = torch.from_numpy(sequences.labels)
+    pooled = pool(tokens, allowed)
+    if not pooled.any():
+        raise InvalidInputError(
+            f"verify: {sequences.about['source']} must have a sequence whose mean token is not 0, or scores; "
+            "no head can be fitted to zeros."
+        )
+    v = fit_head(pooled, labels, method="ridge" if config.head == "trained" else config.head)
+    scores = token_scores(tokens, v, labels)
+    problem = TokenSelection.from_scores(tokens, queries, scores, allowed=allowed)
+    if config.head != "trained":
+        return _Task(problem=problem, scores=scores)
+    return _Task(problem=problem, scores=scores, labels=labels, head=LinearHead(v, trained=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +199,13 @@ class _Run:
     solve_seconds: float
 
 
-def _run_all(
-    problem: TokenSelection, scores: torch.Tensor, config: VerifyConfig, folder: RunFolder, report: Progress
-) -> list[_Run]:
+def _run_all(task: _Task, config: VerifyConfig, folder: RunFolder, report: Progress) -> list[_Run]:
     """All parameterisations, each in a thread with one core; Ctrl-C stops them all after a checkpoint."""
     stop = threading.Event()
     names = list(dict.fromkeys(config.parameterizations))
     with ThreadPoolExecutor(max_workers=min(len(names), torch.get_num_threads())) as workers:
         try:
-            jobs = [workers.submit(_run_one, name, problem, scores, config, folder, report, stop) for name in names]
+            jobs = [workers.submit(_run_one, name, task, config, folder, report, stop) for name in names]
             # A short wait at a time, so that Ctrl-C is heard.
             while wait(jobs, timeout=0.2).not_done:
                 if any(job.done() and job.exception() for job in jobs):
@@ -197,8 +223,7 @@ def _run_all(
 
 def _run_one(
     name: str,
-    problem: TokenSelection,
-    scores: torch.Tensor,
+    task: _Task,
     config: VerifyConfig,
     folder: RunFolder,
     report: Progress,
@@ -213,16 +238,11 @@ def _run_one(
 
     with one_thread():
         began = time.monotonic()
-        trajectory = descend(
-            problem,
-            scores,
+        trajectory = _train(
+            task,
+            config,
+            config.named_optimizers[0],
             parameterization="W" if name == "W" else "KQ",
-            rank=config.rank if name == "KQ" else None,
-            loss=config.loss,
-            optimizer=config.optimizer,
-            learning_rate=config.learning_rate,
-            steps=config.steps,
-            seed=config.seed,
             checkpoint=folder.checkpoint / f"{name}.safetensors",
             progress=lambda done, total, loss: tell("train", done, total, f"loss {loss:.4f}"),
         )
@@ -232,6 +252,8 @@ def _run_one(
             solutions[norm] = trajectory.solution(
                 norm,
                 tol=tol,
+                # Norms of the entries take long in hundreds of dimensions.
+                max_seconds=None if norm in ("fro", "nuc") else config.max_seconds,
                 progress=lambda iteration, gap, part=part: tell("solve", part, 2, f"gap {gap:.1e}"),
             )
             if stop.is_set():
@@ -245,6 +267,62 @@ def _run_one(
         other=other,
         train_seconds=trained - began,
         solve_seconds=time.monotonic() - trained,
+    )
+
+
+def _train(
+    task: _Task,
+    config: VerifyConfig,
+    chosen: NamedOptimizer,
+    *,
+    parameterization: Literal["W", "KQ"],
+    checkpoint: Path,
+    progress: Callable[[int, int, float], None],
+) -> Trajectory:
+    return descend(
+        task.problem,
+        parameterization=parameterization,
+        rank=config.rank if parameterization == "KQ" else None,
+        loss=config.loss,
+        optimizer=chosen.optimizer,
+        learning_rate=chosen.rate_for(config.learning_rate, task.problem.shape[-1]),
+        steps=config.steps,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        progress=progress,
+        **task.given,
+    )
+
+
+def _compare(
+    task: _Task, runs: list[_Run], config: VerifyConfig, folder: RunFolder, report: Progress
+) -> dict[str, Any] | None:
+    """The table of optimisers and norms, if one is asked for."""
+    norms = config.table_norms
+    if not norms:
+        return None
+    optimizers = config.named_optimizers
+    first = optimizers[0].name
+    rows = {first if run.name == "W" else f"{first}, (K, Q)": run.trajectory for run in runs}
+
+    def train(chosen: NamedOptimizer) -> Trajectory:
+        return _train(
+            task,
+            config,
+            chosen,
+            parameterization="W",
+            checkpoint=folder.checkpoint / f"optimizer-{chosen.name}.safetensors",
+            progress=lambda done, total, loss: report(f"train {chosen.name}", done, total, f"loss {loss:.4f}"),
+        )
+
+    return compare_optimizers(
+        optimizers,
+        norms,
+        train,
+        folder,
+        trained=rows,
+        max_seconds=config.max_seconds,
+        tell=lambda done, total, note: report("compare", done, total, note),
     )
 
 

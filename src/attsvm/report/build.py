@@ -68,7 +68,7 @@ def read_page(path: Path | str) -> Page:
 
 _SHARED = (
     *("name", "created", "command", "seed", "commit", "verdict", "versions", "seconds", "data"),
-    *("n_queries", "n_constraints", "n_merged", "d_model"),
+    *("n_queries", "n_constraints", "n_merged", "d_model", "comparison"),
 )
 
 

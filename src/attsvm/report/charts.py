@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attsvm.report.page import NORM_NAMES, Curves, Histogram, Numbers, Page, Parameterization, Spectra
+from attsvm.report.page import Curves, Histogram, Numbers, Page, Parameterization, Spectra
 from attsvm.report.text import integer, number, percent
 
 __all__ = ["Chart", "Series", "charts"]
@@ -81,12 +81,15 @@ def _steps(curves: Curves) -> list[float]:
 
 def _correlation(one: Parameterization) -> Chart | None:
     curves = one.curves
-    pairs = [(one.norm, curves.correlation), (one.norm_other, curves.correlation_other)]
-    if not any(_known(values) for _, values in pairs):
+    pairs = [
+        (one.styles[0], one.norm_name, curves.correlation),
+        (one.styles[1], one.other_name, curves.correlation_other),
+    ]
+    if not any(_known(values) for *_, values in pairs):
         return None
-    lowest = min(value for _, values in pairs for value in _known(values))
-    pairs.sort()
-    ends = " and ".join(f"{_last(values)} for the {NORM_NAMES[norm]} solution" for norm, values in pairs)
+    lowest = min(value for *_, values in pairs for value in _known(values))
+    pairs.sort(key=lambda pair: pair[0])
+    ends = " and ".join(f"{_last(values)} for the {name} solution" for _, name, values in pairs)
     return Chart(
         id=f"correlation-{one.key}",
         group="correlation",
@@ -98,8 +101,7 @@ def _correlation(one: Parameterization) -> Chart | None:
         x_scale="steps",
         y_range=(min(0.0, lowest), 1.0),
         series=[
-            Series(name=f"{NORM_NAMES[norm]} solution", style=norm, x=_steps(curves), y=values)
-            for norm, values in pairs
+            Series(name=f"{name} solution", style=style, x=_steps(curves), y=values) for style, name, values in pairs
         ],
     )
 
@@ -178,8 +180,8 @@ def _margins(one: Parameterization, histogram: Histogram) -> Chart:
 
 def _spectrum(one: Parameterization, spectra: Spectra) -> Chart:
     named = [
-        (f"{one.norm_name} solution", one.norm, spectra.solution),
-        (f"{one.other_name} solution", one.norm_other, spectra.other),
+        (f"{one.norm_name} solution", one.styles[0], spectra.solution),
+        (f"{one.other_name} solution", one.styles[1], spectra.other),
         (f"trained {one.symbol}", "trained", spectra.trained),
     ]
     counts = ", ".join(f"{name} {sum(v >= 1e-3 for v in values)}" for name, _, values in named if values)

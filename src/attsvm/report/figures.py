@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attsvm.errors import InvalidInputError, UnsupportedError
-from attsvm.report.page import NORM_NAMES, Parameterization
+from attsvm.report.page import Parameterization
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,10 +48,14 @@ def plot_correlation(one: Parameterization, *, ax: Axes | None = None) -> Axes:
         Where to draw; a new figure when None.
     """
     ax = _axes(ax)
-    for norm, values in ((one.norm, one.curves.correlation), (one.norm_other, one.curves.correlation_other)):
+    named = (
+        (one.styles[0], one.norm_name, one.curves.correlation),
+        (one.styles[1], one.other_name, one.curves.correlation_other),
+    )
+    for style, name, values in named:
         known = [(step, value) for step, value in zip(one.curves.steps, values, strict=True) if value is not None]
         steps, shown = [step for step, _ in known], [value for _, value in known]
-        ax.plot(steps, shown, color=_COLORS[norm], linestyle=_DASHES[norm], label=f"{NORM_NAMES[norm]} solution")
+        ax.plot(steps, shown, color=_COLORS[style], linestyle=_DASHES[style], label=f"{name} solution")
     ax.set_xscale("symlog", linthresh=1)
     ax.set(xlabel="training step", ylabel="correlation", title=one.symbol, ylim=(None, 1.02))
     ax.legend(frameon=False)
@@ -105,8 +109,8 @@ def plot_singular_values(one: Parameterization, *, ax: Axes | None = None) -> Ax
         raise InvalidInputError(f"plot_singular_values: this run has no singular values for {one.symbol}.")
     ax = _axes(ax)
     named = (
-        (one.norm, f"{one.norm_name} solution", one.spectra.solution),
-        (one.norm_other, f"{one.other_name} solution", one.spectra.other),
+        (one.styles[0], f"{one.norm_name} solution", one.spectra.solution),
+        (one.styles[1], f"{one.other_name} solution", one.spectra.other),
         ("trained", f"trained {one.symbol}", one.spectra.trained),
     )
     for style, name, values in named:

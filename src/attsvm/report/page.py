@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attsvm.report.schema import Data, OtherSolution
+from attsvm.report.schema import Comparison, Data, OtherSolution
+from attsvm.report.text import norm_name
 
 __all__ = [
-    "NORM_NAMES",
     "SYMBOLS",
     "Certificate",
     "Curves",
@@ -21,7 +21,6 @@ __all__ = [
 
 Numbers = list[float | None]
 
-NORM_NAMES = {"fro": "Frobenius", "nuc": "nuclear"}
 SYMBOLS = {"W": "W", "KQ": "(K, Q)"}
 
 
@@ -179,12 +178,18 @@ class Parameterization:
     @property
     def norm_name(self) -> str:
         """Name of the norm whose solution training is compared with."""
-        return NORM_NAMES[self.norm]
+        return norm_name(self.norm)
 
     @property
     def other_name(self) -> str:
         """Name of the other norm."""
-        return NORM_NAMES[self.norm_other]
+        return norm_name(self.norm_other)
+
+    @property
+    def styles(self) -> tuple[str, str]:
+        """How the curves of the own and of the other norm are drawn; only one of the two can be Frobenius."""
+        own, other = ("fro" if norm == "fro" else "nuc" for norm in (self.norm, self.norm_other))
+        return own, other
 
     @property
     def is_infeasible(self) -> bool:
@@ -212,4 +217,5 @@ class Page:
     d_model: int | None
     parameterizations: list[Parameterization]
     sentences: list[Sentence]
+    comparison: Comparison | None = None
     settings: dict[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from attsvm.records import RunFolder, write_bytes
 from attsvm.report.build import read_page
 from attsvm.report.charts import charts
 from attsvm.report.page import Page
-from attsvm.report.text import integer, number, percent, shorten, telling_digits
+from attsvm.report.text import integer, norm_name, number, percent, shorten, telling_digits
 
-__all__ = ["embed_json", "render_html", "render_run"]
+__all__ = ["bundle", "bundle_script", "embed_json", "environment", "policy", "render_html", "render_run"]
 
-_SCRIPTS = ("core.js", "charts.js", "tooltip.js", "sentences.js", "main.js")
-_STYLES = ("page.css", "charts.css", "sentences.css", "print.css")
+_SCRIPTS = ("core.js", "shell.js", "charts.js", "tooltip.js", "sentences.js", "main.js")
+_STYLES = ("page.css", "charts.css", "controls.css", "tables.css", "sentences.css", "print.css")
 
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
@@ -57,10 +58,10 @@ def render_run(path: Path | str) -> Path:
 
 def render_html(page: Page) -> str:
     """Return the page as text."""
-    script, style = _bundle(_SCRIPTS, "(() => {\n'use strict';\n", "})();\n"), _bundle(_STYLES)
+    script, style = bundle_script(_SCRIPTS), bundle(_STYLES)
     shown = charts(page)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             page=page,
@@ -68,7 +69,7 @@ def render_html(page: Page) -> str:
             data=embed_json(_payload(page, shown)),
             script=Markup(script),
             style=Markup(style),
-            policy=_policy(script, style),
+            policy=policy(script, style),
         )
     )
 
@@ -104,12 +105,18 @@ def _payload(page: Page, shown: list[Any]) -> dict[str, Any]:
     }
 
 
-def _bundle(names: tuple[str, ...], before: str = "", after: str = "") -> str:
+def bundle(names: Sequence[str]) -> str:
+    """Join files of ``assets``."""
     assets = resources.files("attsvm.report") / "assets"
-    return before + "".join((assets / name).read_text(encoding="utf-8") for name in names) + after
+    return "".join((assets / name).read_text(encoding="utf-8") for name in names)
 
 
-def _policy(script: str, style: str) -> str:
+def bundle_script(names: Sequence[str]) -> str:
+    """Join scripts of ``assets`` so that none of their names is global."""
+    return "(() => {\n'use strict';\n" + bundle(names) + "})();\n"
+
+
+def policy(script: str, style: str) -> str:
     """Allow the two blocks of this page by their hash, and nothing else: no request, no inline handler."""
 
     def source(text: str) -> str:
@@ -121,23 +128,25 @@ def _policy(script: str, style: str) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates that escape everything and refuse unknown names, with the filters of the page."""
+    made = Environment(
         loader=PackageLoader("attsvm.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "number": number,
         "percent": percent,
         "integer": integer,
         "shorten": shorten,
         "headline": _headline,
         "telling_digits": telling_digits,
+        "norm_name": norm_name,
     }
-    return environment
+    return made
 
 
 def _headline(verdict: str | None) -> tuple[str, str]:

@@ -10,7 +10,16 @@ from attsvm.errors import RecordError
 from attsvm.records import RunFolder
 from attsvm.report.text import visible_tree
 
-__all__ = ["Data", "OtherSolution", "ParameterizationResult", "Selected", "Sequence", "VerifyResult", "read_result"]
+__all__ = [
+    "Comparison",
+    "Data",
+    "OtherSolution",
+    "ParameterizationResult",
+    "Selected",
+    "Sequence",
+    "VerifyResult",
+    "read_result",
+]
 
 Curve = list[float | None]
 
@@ -49,8 +58,8 @@ class OtherSolution(_Record):
 class ParameterizationResult(_Record):
     """Training of W, or of (K, Q), against its max-margin solution."""
 
-    norm: Literal["fro", "nuc"]
-    norm_other: Literal["fro", "nuc"]
+    norm: str
+    norm_other: str
     status: str | None = None
     status_sentence: str | None = None
     gap: float | None = None
@@ -78,6 +87,34 @@ class ParameterizationResult(_Record):
     selected: list[Selected | None] = Field(default_factory=list)
     other: OtherSolution | None = None
     ray_sequences: list[int] | None = None
+
+
+class ComparisonCell(_Record):
+    """One optimiser's W against the solution in one norm."""
+
+    norm: str
+    correlation: float | None = None
+    gap: float | None = None
+    status: str | None = None
+
+
+class ComparisonRow(_Record):
+    """One optimiser: where it went, and how close that is to the solution in each norm."""
+
+    optimizer: str
+    attention_mass: float | None = None
+    fraction_globally_optimal: float | None = None
+    verdict: str | None = None
+    stalled: bool | None = None
+    closest: str | None = None
+    cells: list[ComparisonCell] = Field(default_factory=list)
+
+
+class Comparison(_Record):
+    """The table of optimisers and norms."""
+
+    norms: list[str] = Field(default_factory=list)
+    rows: list[ComparisonRow] = Field(default_factory=list)
 
 
 class Data(_Record):
@@ -116,6 +153,7 @@ class VerifyResult(_Record):
     verdict: str | None = None
     parameterizations: dict[Literal["W", "KQ"], ParameterizationResult]
     sequences: list[Sequence]
+    comparison: Comparison | None = None
 
 
 def read_result(folder: RunFolder) -> VerifyResult:

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "ABSENT",
     "integer",
+    "norm_name",
     "number",
     "percent",
     "shorten",
@@ -105,6 +106,18 @@ def telling_digits(gap: float | None) -> int:
     if gap is None or not 0 < gap < 1:
         return 7
     return min(14, max(5, 2 - math.floor(math.log10(gap))))
+
+
+def norm_name(norm: str) -> str:
+    """Name a norm: lp is the norm of order p of the entries.
+
+    Examples
+    --------
+    >>> norm_name("fro"), norm_name("1.75"), norm_name("inf")
+    ('Frobenius', 'l1.75', 'l∞')
+    """
+    names = {"fro": "Frobenius", "nuc": "nuclear", "op": "operator", "inf": "l∞"}
+    return names.get(norm, f"l{norm}")
 
 
 def percent(value: float | None) -> str:

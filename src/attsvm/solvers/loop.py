@@ -59,6 +59,10 @@ class Outcome:
         return relative_gap(self.upper, self.lower)
 
 
+LARGEST = 1e140
+"""Multipliers from which squares of their sums leave the range of float64."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """When to stop before the tolerance, and whom to tell.
@@ -104,6 +108,8 @@ def drive(view: RowView, iterates: Iterator[Iterate], *, norm: Norm, tol: float,
     try:
         for iterate in iterates:
             best.iterations = iterate.step
+            if iterate.dual is not None and not view.most(float(np.abs(iterate.dual).max(initial=0.0))) < LARGEST:
+                break  # tokens so close that no matrix and no ray can be told from rounding
             if iterate.dual is not None and _take_dual(view, iterate.dual, norm, best):
                 best.status = Status.INFEASIBLE
                 break

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attsvm import TokenSelection, Trajectory, descend
-from attsvm.dynamics.descent import _Run
+from attsvm.dynamics.run import Run as _Run
 from attsvm.errors import RecordError
 
 TOKENS = np.random.default_rng(5).normal(size=(2, 3, 4))
@@ -74,11 +74,11 @@ def test_an_interrupt_before_the_first_record_begins_anew(tmp_path: Path, monkey
     whole = descend(problem(), SCORES, steps=5)
     path = tmp_path / "run"
 
-    def stop(*_: Any) -> Any:
+    def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("attsvm.dynamics.descent.gradient", stop)
+        patch.setattr("attsvm.dynamics.run.gradient", stop)
         with pytest.raises(KeyboardInterrupt):
             descend(problem(), SCORES, steps=5, checkpoint=path)
     assert path.exists()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attsvm.dynamics.heads import fit_head, pool
+from attsvm.dynamics.fit_head import fit_head, pool
 from attsvm.errors import InvalidInputError
 
 

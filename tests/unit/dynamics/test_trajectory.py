@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from attsvm import TokenSelection, Trajectory, descend, solve
+from attsvm import TokenSelection, Trajectory, correlation, descend, solve
+from attsvm.dynamics import ReLUHead
 from attsvm.dynamics.verdict import Verdict, judge
 from attsvm.errors import InvalidInputError
+from attsvm.experiments.recipes.relu_descent import draw_relu_data
+from attsvm.solvers import selected_from_probabilities
 from attsvm.solvers.solution import Status
 
 # "Max-Margin Token Selection in Attention Mechanism" (arXiv:2306.13596), local convergence: three tokens of one
@@ -172,3 +175,38 @@ def test_torch_in_is_torch_out_in_single_precision() -> None:
     exact = descend(narrow, SCORES.astype(np.float32), steps=500)
     np.testing.assert_array_equal(run.W.numpy(), exact.W.astype(np.float32))
     assert run.verdict.kind == "global"
+
+
+def relu_run(chosen: slice | int) -> Trajectory:
+    """Runs with a ReLU head, of which some keep several tokens."""
+    draws = draw_relu_data(range(1, 41), n=3, T=4, d=6)
+    X, Z, V, labels = (part[chosen] for part in (draws.tokens, draws.queries, draws.V, draws.labels))
+    problem = TokenSelection(X, Z, torch.zeros(labels.shape, dtype=torch.int64))
+    return descend(problem, head=ReLUHead(V), labels=labels, steps=1500, learning_rate=0.05)
+
+
+def test_the_prediction_of_runs_that_keep_several_tokens() -> None:
+    run = relu_run(slice(None))
+    sets = selected_from_probabilities(run.probabilities)
+    good = (~sets.ambiguous).flatten(1).all(-1) & ~sets.complete.flatten(1).all(-1)
+    several = sets.selected.sum(-1).flatten(1).amax(-1) > 1
+    chosen = (good & several).nonzero().flatten().tolist()
+    assert len(chosen) >= 2
+    for b in chosen[:2]:
+        one = relu_run(b)
+        found = one.prediction()
+        np.testing.assert_allclose(found.correlation, float(correlation(found.W, one.W[-1])), atol=1e-9)
+        assert found.correlation >= correlation(found.W_dir, one.W[-1]) - 1e-12
+
+
+def test_a_prediction_needs_settled_sets() -> None:
+    run = run_from([0.0, 1.0], steps=5)
+    with pytest.raises(InvalidInputError, match="must have settled selected sets; no token is masked"):
+        run.prediction()
+    with pytest.raises(InvalidInputError, match=r"a probability lies between 1e-06 and 0\.9"):
+        run.prediction(selected_above=0.9)
+
+
+def test_a_prediction_of_one_token_is_the_solution() -> None:
+    run = run_from([0.0, 1.0], steps=1000)
+    np.testing.assert_allclose(run.prediction().correlation, run.correlation(run.solution())[-1], atol=1e-6)

@@ -30,9 +30,9 @@ def test_defaults_are_valid() -> None:
         ({"tol": 1.0}, "--tol must be less than 1"),
         ({"rank": 0}, "--rank must be"),
         ({"n_sequences": 1}, "--n-sequences must be"),
-        ({"parameterizations": ()}, "--parameterizations"),
-        ({"parameterizations": ("Q",)}, "--parameterizations"),
-        ({"loss": "hinge"}, "--loss must be 'logistic', 'exponential' or 'correlation', got 'hinge'"),
+        ({"parameterizations": ()}, "--parameterization "),
+        ({"parameterizations": ("Q",)}, "--parameterization must"),
+        ({"loss": "hinge"}, "--loss must be 'logistic', 'exponential', 'correlation' or 'squared', got 'hinge'"),
         ({"seed": 2**63}, "--seed must be"),
         ({"sede": 1}, "--sede"),
     ],
@@ -61,6 +61,8 @@ def test_command_line_and_settings_have_the_same_defaults() -> None:
     fields = {name: field.default for name, field in VerifyConfig.model_fields.items()}
     assert fields.pop("parameterizations") == ("W", "KQ")
     assert options.pop("parameterization") == "both"
+    assert (fields.pop("optimizers"), fields.pop("norms")) == (("ngd",), ())
+    assert (options.pop("optimizer"), options.pop("norm")) == (None, None)  # repeatable: none given
     others = {"output_dir", "overwrite", "as_json", "quiet", "help"}
     assert {name: value for name, value in options.items() if name not in others} == fields
 

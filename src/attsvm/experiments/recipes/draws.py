@@ -10,7 +10,10 @@ from torch import Tensor
 
 from attsvm.selection import TokenSelection
 
-__all__ = ["Draws", "draw_unit_sphere"]
+__all__ = ["Draws", "draw_layer_init", "draw_unit_sphere"]
+
+LAYER_SEEDS = 1_000_000
+"""Added to the seed of a trial for the seed of its layers, so that layers and data are not the same numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +64,20 @@ def draw_unit_sphere(seeds: Sequence[int], *, n: int, T: int, d: int, self_atten
         queries = tokens[:, 0]
         if not self_attention:
             queries = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=-1)
-        members.append((tokens.double(), queries.double(), labels.double(), v.double()))
-    tokens, queries, labels, v = (torch.stack(parts) for parts in zip(*members, strict=True))
-    scores = torch.einsum("bntd,bd->bnt", tokens, v) * labels.unsqueeze(-1)
+        X, v, labels = tokens.double(), v.double(), labels.double()
+        # Member by member: a product over the batch rounds differently in batches of different sizes.
+        members.append((X, queries.double(), labels, v, (X @ v) * labels.unsqueeze(-1)))
+    tokens, queries, labels, v, scores = (torch.stack(parts) for parts in zip(*members, strict=True))
     return Draws(tokens=tokens, queries=queries, labels=labels, v=v, scores=scores)
+
+
+def draw_layer_init(seeds: Sequence[int], *, d: int, count: int) -> tuple[Tensor, ...]:
+    """``count`` matrices (B, d, d) as linear layers start: entries U(-1/sqrt d, 1/sqrt d), one generator a seed.
+
+    The published runs leave this draw unseeded.
+    """
+    members = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(LAYER_SEEDS + seed)
+        members.append((2.0 * torch.rand(count, d, d, generator=generator).double() - 1.0) * d**-0.5)
+    return torch.stack(members, 1).unbind(0)

@@ -140,7 +140,7 @@ class Recipe:
         Trials that advance together. A trial gives the same numbers whatever its chunk.
     scan
         None: every trial counts. Otherwise trials are drawn until ``trials`` of them have ``record["accepted"]``, and
-        at most this many are.
+        at most this many are; where more than the published number are wanted, the limit grows in proportion.
     run
         ``(case, seeds) -> one record for each seed``, in their order. Nothing random but by the seeds.
     summarize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib
 from collections.abc import Sequence
@@ -37,5 +38,7 @@ def match_names(patterns: Sequence[str]) -> list[str]:
     """
     for pattern in patterns:
         if not fnmatch.filter(NAMES, pattern):
-            raise InvalidInputError(f"reproduce: NAME must be one of {', '.join(NAMES)}, got {pattern!r}.")
+            close = difflib.get_close_matches(pattern, NAMES, n=1, cutoff=0.4)
+            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(NAMES)}."
+            raise InvalidInputError(f"reproduce: no recipe is named {pattern!r}; {meant}")
     return [name for name in NAMES if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

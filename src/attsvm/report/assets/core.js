@@ -35,6 +35,13 @@ function download(name, type, content) {
 }
 const fileName = (part, suffix) => `${data.name.replace(/[^\w.-]+/g, '-').slice(0, 60) || 'run'}-${part}.${suffix}`;
 
+// A spreadsheet would run a text that begins like a formula.
+const field = (value) => {
+  if (value === null || value === undefined) return '';
+  const text = typeof value === 'string' && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+};
+
 async function copy(source) {
   try {
     await navigator.clipboard.writeText(source.textContent);

@@ -199,13 +199,6 @@ function drawList() {
   pager(pages);
 }
 
-// A spreadsheet would run a text that begins like a formula.
-const field = (value) => {
-  if (value === null || value === undefined) return '';
-  const text = typeof value === 'string' && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
-  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-};
-
 function csv() {
   const token = (i, t) => (t === null ? null : data.sentences[i].tokens[t]);
   const head = ['index', 'label', 'n_tokens', 'optimal_index', 'optimal_token'];
