@@ -20,6 +20,10 @@ from attsvm.report import render_run
 __all__ = ["verify_command"]
 
 
+Head = Annotated[
+    Literal["ridge", "logistic", "trained"],
+    typer.Option(help="How the linear head is fitted on pooled tokens; or trained together with attention."),
+]
 Optimizers = Annotated[
     list[str] | None,
     typer.Option(
@@ -68,10 +72,7 @@ def verify_command(
         Literal["W", "KQ", "both"], typer.Option(help="Train W, keys and queries (K, Q), or both.")
     ] = "both",
     rank: Annotated[int | None, typer.Option(help="Columns of K and Q. Default: d.", show_default=False)] = None,
-    head: Annotated[
-        Literal["ridge", "logistic", "trained"],
-        typer.Option(help="How the linear head is fitted on pooled tokens; or trained together with attention."),
-    ] = "ridge",
+    head: Head = "ridge",
     loss: Annotated[
         Literal["logistic", "exponential", "correlation", "squared"], typer.Option(help="Loss of the signed output.")
     ] = "logistic",

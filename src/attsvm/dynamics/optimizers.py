@@ -7,6 +7,7 @@ where the gradient has long left the range of float64.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -95,19 +96,24 @@ class _Stateless:
         """Nothing to remember."""
         return ()
 
+
+@dataclass(frozen=True)
+class _Separate(_Stateless, ABC):
+    """Optimisers that change every tensor by its own slope alone."""
+
     def step(self, parts: Parts, slopes: Slopes, state: Parts, rate: Tensor, evaluate: Evaluate) -> tuple[Parts, Parts]:
         """Each tensor plus its own change."""
         changes = self.changes(slopes)
         moved = tuple(part - per_member(rate, part) * change for part, change in zip(parts, changes, strict=True))
         return moved, state
 
+    @abstractmethod
     def changes(self, slopes: Slopes) -> Parts:
         """The changes of a step at rate -1."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class GradientDescent(_Stateless):
+class GradientDescent(_Separate):
     """``"gd"``: ``W - rate * gradient``; it stops where the gradient underflows."""
 
     def changes(self, slopes: Slopes) -> Parts:
@@ -116,7 +122,7 @@ class GradientDescent(_Stateless):
 
 
 @dataclass(frozen=True)
-class NormalisedDescent(_Stateless):
+class NormalisedDescent(_Separate):
     """``"ngd"``: ``W - rate * gradient / ||gradient||_F``, each trained tensor on its own."""
 
     def changes(self, slopes: Slopes) -> Parts:
@@ -125,7 +131,7 @@ class NormalisedDescent(_Stateless):
 
 
 @dataclass(frozen=True)
-class SignDescent(_Stateless):
+class SignDescent(_Separate):
     """``"sign"``: every entry moves by ``rate`` against the sign of its slope."""
 
     turns: bool = field(default=False, init=False, repr=False)

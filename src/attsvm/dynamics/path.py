@@ -12,6 +12,7 @@ computed from log-probabilities without forming the difference.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -217,7 +218,7 @@ def log_gap(data: Data, keys: Tensor, loss: Loss) -> Tensor:
     return torch.logsumexp(terms.flatten(1), -1) - math.log(data.queries.shape[1])
 
 
-class _Search:
+class _Search(ABC):
     """Finds the best matrix for one radius after the other, starting each from the last and from anywhere."""
 
     def __init__(
@@ -275,17 +276,17 @@ class _Search:
         right = tensors[1] if len(tensors) == 2 else None
         return Parameters(left=tensors[0], right=right, basis=self.basis, outside=torch.zeros(()))
 
+    @abstractmethod
     def fresh(self, radius: float) -> tuple[Tensor, ...]:
         """Starts that owe nothing to the previous radius; the second of each problem is (nearly) 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, tensors: tuple[Tensor, ...], radius: float) -> tuple[Tensor, ...]:
         """The nearest point that is allowed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reach(self, radius: float) -> float:
         """Norm of the tensors on the boundary."""
-        raise NotImplementedError
 
     def admits(self, tensors: tuple[Tensor, ...], radius: float) -> Tensor:
         """(B,): which runs ended at a point that is allowed."""
