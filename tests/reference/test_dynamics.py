@@ -15,8 +15,9 @@ from attsvm.dynamics import LinearHead, MirrorDescent, QuadraticHead, ReLUHead
 
 n, T, d, RATE = 3, 4, 5, 0.02
 
-STEPS = {"polyak": 3}
-"""50, but for Polyak's step, which soon gets so far that the plain loop subtracts equal numbers."""
+STEPS = {"polyak": 3, "mirror 1.5": 20}
+"""50, but for Polyak's step, which soon gets so far that the plain loop subtracts equal numbers, and for mirror descent
+with p = 1.5, whose power |W|^(1/2) magnifies rounding near 0."""
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": lambda u: torch.log1p(torch.exp(-u)),
