@@ -18,11 +18,11 @@ Row = dict[str, Any]
 PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "cvxpy", "clarabel", "osqp", "scs", "piqp")
 
 
-def conditions(*, quick: bool) -> dict[str, Any]:
+def conditions(*, quick: bool, dtype: str = "float64") -> dict[str, Any]:
     """Where and with what a row was measured."""
     return {
         "threads": 1,
-        "dtype": "float64",
+        "dtype": dtype,
         "device": "cpu",
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -50,7 +50,7 @@ def load(path: Path) -> list[Row]:
 def kept(path: Path, row: Row, order: list[str], *, quick: bool) -> Row:
     """Put a row into the record in place of an earlier one of that name; other rows stay. Returns it as it is kept."""
     met = all(check["met"] for check in row["checks"])
-    row = _finite({**row, "met": met, "conditions": conditions(quick=quick)})
+    row = _finite({**row, "met": met, "conditions": conditions(quick=quick, dtype=row.get("dtype", "float64"))})
     rows = {**{one["name"]: one for one in load(path) if one["name"] in order}, row["name"]: row}
     record = {"benchmark": "solvers", "rows": [rows[name] for name in order if name in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)

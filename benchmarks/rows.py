@@ -13,6 +13,7 @@ import numpy as np
 from attsvm.selection import TokenSelection, certify
 from attsvm.selection.norms import Norm
 from benchmarks import peers
+from benchmarks.attention import sparse
 from benchmarks.child import in_child
 from benchmarks.dynamics import descent
 from benchmarks.harness import (
@@ -273,5 +274,7 @@ ROWS: tuple[Benchmark, ...] = (
     Benchmark(name="batch-nuc", title="nuclear, a batch", run=batch("nuc", ("SCS", "CLARABEL"), 100)),
     Benchmark(name="descent-w", title="gradient descent in W, a batch", run=descent("W")),
     Benchmark(name="descent-kq", title="gradient descent in (K, Q), a batch", run=descent("KQ")),
+    Benchmark(name="attention-window", title="sliding window, float32", run=sparse("window")),
+    Benchmark(name="attention-bigbird", title="BigBird's blocks, float32", run=sparse("bigbird")),
     Benchmark(name="growth", title="Frobenius, planted", run=growth),
 )
