@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def generate_text(
         raise UnsupportedError(f"{where}: MODEL must be {kind}, got {type(loaded).__name__} in {model}.")
     prompts = tokenizer.encode([prefix + text for text in texts])
     endings = tuple(tuple(one) for one in tokenizer.encode(stop, special=False))
-    settings = GenerationConfig(**{**vars(config), "stop": endings})
+    settings = replace(config, stop=endings)
     outputs: list[dict[str, Any]] = []
     began = time.monotonic()
     for first in range(0, len(prompts), batch_size):
