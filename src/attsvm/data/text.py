@@ -15,7 +15,7 @@ from attsvm.data.labels import label_name, signs
 from attsvm.data.tables import READERS, Row
 from attsvm.errors import InvalidInputError
 
-__all__ = ["LabelledText", "hash_labelled_text", "read_labelled_text", "subsample"]
+__all__ = ["LabelledText", "hash_labelled_text", "read_labelled_text", "read_text_column", "subsample"]
 
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "comment", "tweet", "message", "body", "snippet")
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "target", "category", "polarity")
@@ -112,6 +112,34 @@ def read_labelled_text(
 
     rows = READERS[path.suffix.lower()](path, choose)
     return _labelled(rows, str(path), f"column {label_columns[0]!r} of {path}")
+
+
+def read_text_column(path: Path | str, *, text_column: str | None = None) -> tuple[str, ...]:
+    """Read texts without labels from a CSV, TSV, JSON lines or Parquet file; empty ones are left out.
+
+    Parameters
+    ----------
+    path
+        As in :func:`read_labelled_text`.
+    text_column
+        Name of the column. By default the one column with a usual name.
+
+    Raises
+    ------
+    InvalidInputError
+        As in :func:`read_labelled_text`, or if every text is empty.
+    """
+    path = Path(path)
+    check_file(path, READERS, "read_text_column")
+
+    def choose(columns: Sequence[str]) -> tuple[str, str]:
+        name = _column(columns, text_column, "text_column", TEXT_COLUMNS)
+        return name, name
+
+    texts = tuple(text for row in READERS[path.suffix.lower()](path, choose) if (text := _text_of(row)))
+    if not texts:
+        raise InvalidInputError(f"read_text_column: {path} must hold at least one text that is not empty, got none.")
+    return texts
 
 
 def subsample(data: LabelledText, n: int, seed: int = 0) -> LabelledText:

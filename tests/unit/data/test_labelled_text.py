@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attsvm.data import LabelledText, read_labelled_text, subsample
+from attsvm.data import LabelledText, read_labelled_text, read_text_column, subsample
 from attsvm.data.text import hash_labelled_text
 from attsvm.errors import InvalidInputError, UnsupportedError
 
@@ -292,3 +292,15 @@ def test_the_hash_depends_on_everything_but_the_source() -> None:
     assert base == hash_labelled_text(("a", "b"), (1, -1), ("n", "p"))
     others = [(["ab", ""], [1, -1], ("n", "p")), (["a", "b"], [-1, 1], ("n", "p")), (["a", "b"], [1, -1], ("p", "n"))]
     assert len({base, *(hash_labelled_text(*other) for other in others)}) == 4
+
+
+def test_texts_without_labels(tmp_path: Path) -> None:
+    file = tmp_path / "texts.csv"
+    file.write_text('text,other\n"a, b",1\n  ,2\nc,3\n', encoding="utf-8")
+    assert read_text_column(file) == ("a, b", "c")
+    assert read_text_column(file, text_column="other") == ("1", "2", "3")
+    with pytest.raises(InvalidInputError, match=r"text_column must name one column of the file, got 'body'"):
+        read_text_column(file, text_column="body")
+    file.write_text("text\n\n  \n", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="at least one text that is not empty"):
+        read_text_column(file)

@@ -1,0 +1,296 @@
+"""From a model and texts to the atlas of its heads."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attsvm.errors import AttSVMError, InvalidInputError, RecordError
+from attsvm.microscope.analysis import HeadJob, wanted_solutions
+from attsvm.microscope.atlas import HeadAtlas
+from attsvm.microscope.calls import ModuleInfo
+from attsvm.microscope.capture import attention_modules
+from attsvm.microscope.check import Check, check_against_eager
+from attsvm.microscope.config import InspectConfig, chosen_heads
+from attsvm.microscope.corpus import read_corpus
+from attsvm.microscope.loading import Loaded, load
+from attsvm.microscope.passes import measure, sample
+from attsvm.microscope.plan import sample_plan
+from attsvm.microscope.residual import ResidualHead, residual_heads
+from attsvm.microscope.result import Found, atlas_of
+from attsvm.microscope.solutions import SolutionSettings
+from attsvm.microscope.windows import Corpus, batches
+from attsvm.microscope.workers import solve_heads
+from attsvm.records import RunFolder, package_versions, read_json, source_commit, write_json
+
+__all__ = ["Progress", "inspect", "inspect_into"]
+
+Progress = Callable[[str, float, float, str], None]
+"""Called with (task, done, total, note); tasks are "measure", "sample" and "solve"."""
+
+Text = str | tuple[str, str] | Path
+
+
+def inspect(
+    model: Any,
+    tokenizer: Any = None,
+    texts: Sequence[Text] = (),
+    *,
+    output_dir: Path | str | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> HeadAtlas:
+    """Look at every attention head of a model: what it selects, how hard, and how that compares with max-margin.
+
+    Parameters
+    ----------
+    model
+        A model of transformers, or the id or local path of one. It is left as it was.
+    tokenizer
+        Its tokenizer; default the one that lies beside the model.
+    texts
+        Texts, or pairs (source, target) for an encoder-decoder, or paths of pictures for a vision model.
+    output_dir
+        Folder that keeps intermediate results and the records; a run that was interrupted goes on there. Default: a
+        temporary one, and the records stay in memory.
+    progress
+        Called as work goes on.
+    settings
+        Attributes of :class:`~attsvm.microscope.config.InspectConfig`, by name.
+
+    Returns
+    -------
+    HeadAtlas
+        The record of every head.
+
+    Raises
+    ------
+    InvalidInputError
+        If an argument cannot be used.
+    UnsupportedError
+        If the attention of the model cannot be read.
+
+    Examples
+    --------
+    >>> atlas = inspect("path/to/model", texts=["The black cat ate the mouse."])  # doctest: +SKIP
+    >>> atlas["L0.H0"]["margin"]  # doctest: +SKIP
+    2.5
+    """
+    with ExitStack() as stack:
+        path = stack.enter_context(tempfile.TemporaryDirectory()) if output_dir is None else output_dir
+        folder = RunFolder(Path(path) / "run" if output_dir is None else path)
+        config = InspectConfig.checked(**settings)
+        return inspect_into(folder, model, tokenizer, texts, config=config, progress=progress)
+
+
+def inspect_into(
+    folder: RunFolder,
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    *,
+    config: InspectConfig,
+    command: str = "",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> HeadAtlas:
+    """Do the work of :func:`inspect` in a folder, and leave the records there.
+
+    Parameters
+    ----------
+    folder
+        Where; new, or an unfinished run of the same settings, which goes on.
+    model, tokenizer, texts
+        As in :func:`inspect`.
+    config
+        The settings.
+    command
+        How to run it again, for the record.
+    overwrite
+        Whether the records of an earlier run may be replaced.
+    progress
+        Called as work goes on.
+    """
+    tell = progress or (lambda task, done, total, note: None)
+    began = time.monotonic()
+    # A model that is loaded already stays where and what it is.
+    own = isinstance(model, torch.nn.Module)
+    loaded = load(
+        model,
+        tokenizer,
+        device=None if own else config.device,
+        dtype=None if own else getattr(torch, config.dtype),
+    )
+    modules = attention_modules(loaded.model)
+    chosen = chosen_heads(modules, config)
+    corpus = read_corpus(loaded, texts, max_tokens=config.max_tokens, special=config.special)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    about = {"kind": "inspect", "name": folder.path.name, "command": command, "seed": config.seed}
+    about |= {"versions": package_versions("torch", "numpy", "numba", "transformers", "safetensors")}
+    about |= {"commit": source_commit(), "created": created}
+    settings = {**about, "config": config.model_dump(mode="json"), "input": _fingerprint(loaded, corpus)}
+    _check_folder(folder, settings, overwrite)
+    with folder.lock():
+        if overwrite:
+            folder.clear()
+            folder.create()
+        folder.write_config(settings)
+        found = _find(folder, loaded, modules, chosen, corpus, config, tell)
+        atlas = atlas_of(found, {**about, "seconds": {"total": time.monotonic() - began}}, settings)
+        atlas.write(folder)
+    return atlas
+
+
+def _find(
+    folder: RunFolder,
+    loaded: Loaded,
+    modules: list[ModuleInfo],
+    chosen: dict[int, tuple[int, ...]],
+    corpus: Corpus,
+    config: InspectConfig,
+    tell: Progress,
+) -> Found:
+    """All the work: the check, the two passes, the solves; what an earlier try left is used."""
+    place = folder.checkpoint
+    samples, heads = place / "samples", place / "heads"
+    for path in (samples, heads):
+        path.mkdir(parents=True, exist_ok=True)
+    kept = {index: modules[index] for index in chosen}
+    check = _checked(loaded, corpus, place / "check.json")
+    sums = measure(
+        loaded,
+        corpus,
+        kept.values(),
+        batch_size=config.batch_size,
+        special=config.special,
+        checkpoint=place / "measures.safetensors",
+        tell=lambda done, total: tell("measure", done, total, "texts"),
+    )
+    plan = sample_plan(
+        corpus,
+        max_queries=max(1, config.max_queries),
+        max_heldout=max(1, config.max_queries // 2),
+        n_shown=config.n_shown,
+    )
+    if not (samples / "shown.safetensors").exists():
+        sample(
+            loaded,
+            corpus,
+            plan,
+            kept,
+            special=config.special,
+            folder=samples,
+            tell=lambda done, total: tell("sample", done, total, "texts"),
+        )
+    residual = {index: residual_heads(loaded.model, info) for index, info in kept.items()}
+    wanted = {
+        index: wanted_solutions(config.space, has_residual=not isinstance(found, str)) if config.max_queries else ()
+        for index, found in residual.items()
+    }
+    _refuse_nothing(config, residual, wanted)
+    jobs = [
+        HeadJob(
+            index=index,
+            info=info,
+            head=head,
+            residual=_one(residual[index], head),
+            first_residual=_one(residual[index], 0),
+            wanted=wanted[index],
+        )
+        for index, info in kept.items()
+        for head in chosen[index]
+    ]
+    solve_heads(
+        jobs,
+        samples,
+        heads,
+        shown=[plan.windows.index(window) for window in plan.shown],
+        settings=SolutionSettings(max_seconds=config.max_seconds, null=config.null, seed=config.seed),
+        tell=lambda done, total, note: tell("solve", done, total, note),
+    )
+    return Found(
+        loaded=loaded,
+        corpus=corpus,
+        plan=plan,
+        modules=kept,
+        chosen=chosen,
+        reasons={index: found if isinstance(found, str) else None for index, found in residual.items()},
+        wanted=wanted,
+        sums=sums,
+        check=check,
+        folder=place,
+    )
+
+
+def _one(found: list[ResidualHead] | str, head: int) -> ResidualHead | None:
+    return None if isinstance(found, str) else found[head]
+
+
+def _refuse_nothing(config: InspectConfig, residual: dict[int, Any], wanted: dict[int, Any]) -> None:
+    """A space that was asked for must exist in some module."""
+    if config.max_queries and not any(wanted.values()):
+        why = next(reason for reason in residual.values() if isinstance(reason, str))
+        raise InvalidInputError(f"inspect: space must be 'score' or 'auto' for this model, got 'residual': {why}.")
+
+
+def _checked(loaded: Loaded, corpus: Corpus, path: Path) -> Check:
+    """The check against the model's own attention, on the shortest windows; made once."""
+    if path.exists():
+        return Check(**read_json(path))
+    shortest = sorted(range(len(corpus.windows)), key=lambda index: corpus.windows[index].n_tokens)[:4]
+    (batch,) = batches(loaded, corpus, shortest, batch_size=4)
+    check = check_against_eager(loaded.model, batch.inputs)
+    write_json(path, vars(check))
+    return check
+
+
+def _fingerprint(loaded: Loaded, corpus: Corpus) -> dict[str, Any]:
+    """What a run must share with the unfinished one that it continues: the model and the texts."""
+    texts = hashlib.sha256()
+    for window in corpus.windows:
+        texts.update(window.key.to_bytes(8, "little"))
+    weights = hashlib.sha256()
+    for name, parameter in sorted(loaded.model.named_parameters()):
+        weights.update(name.encode())
+        weights.update(str(float(parameter.detach().double().sum())).encode())
+    return {"model": loaded.name, "weights": weights.hexdigest()[:16], "texts": texts.hexdigest()[:16]}
+
+
+def _check_folder(folder: RunFolder, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make sure that the folder is new, or holds an unfinished run of these settings, or may be overwritten."""
+    if not folder.path.exists():
+        return
+    if not folder.path.is_dir():
+        raise InvalidInputError(f"inspect: output_dir must be a folder, got the file {folder.path}.")
+    if folder.holds_other_files:
+        raise InvalidInputError(
+            f"inspect: output_dir {folder.path} must be new, or a run of attsvm; it holds other files."
+        )
+    if overwrite:
+        return
+    if folder.is_complete:
+        raise InvalidInputError(
+            f"inspect: output_dir {folder.path} holds a finished run; choose another folder or overwrite it."
+        )
+    if folder.config_file.exists() and not same_run(folder, settings):
+        raise InvalidInputError(
+            f"inspect: output_dir {folder.path} holds an unfinished run with other settings, model or texts; "
+            "choose another folder or overwrite it."
+        )
+
+
+def same_run(folder: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether the unfinished run in the folder has these settings, model and texts; a damaged record has not."""
+    try:
+        there = folder.read_config()
+    except (RecordError, AttSVMError):
+        return False
+    return all(there.get(name) == settings[name] for name in ("config", "input"))
