@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attsvm import __version__
-from attsvm.cli import compare_rnn, generate, report, reproduce, solve, verify
+from attsvm.cli import compare_rnn, generate, inspect, report, reproduce, solve, verify
 from attsvm.cli.exits import exit_code
 from attsvm.cli.terminal import complain
 from attsvm.errors import AttSVMError
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("verify")(verify.verify_command)
+app.command("inspect")(inspect.inspect_command)
 app.command("solve")(solve.solve_command)
 app.command("reproduce")(reproduce.reproduce_command)
 app.command("generate")(generate.generate_command)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from attsvm.experiments.recipes import NAMES
-from attsvm.report import is_gallery, is_recipe, render_gallery, render_recipe, render_run
+from attsvm.report import is_atlas, is_gallery, is_recipe, render_atlas, render_gallery, render_recipe, render_run
 
 __all__ = ["report_command"]
 
@@ -18,7 +18,9 @@ def report_command(
     run: Annotated[
         Path,
         typer.Argument(
-            help="A run folder of verify or reproduce, or the folder of all recipes.", metavar="RUN", show_default=False
+            help="A run folder of verify, inspect or reproduce, or the folder of all recipes.",
+            metavar="RUN",
+            show_default=False,
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths as one JSON object on stdout.")] = False,
@@ -38,6 +40,8 @@ def report_command(
 def _render(run: Path) -> Path:
     if is_recipe(run):
         return render_recipe(run)
+    if is_atlas(run):
+        return render_atlas(run)
     # A folder with a result of its own is a run, whatever else lies in it.
     if not (run / "result.json").exists() and is_gallery(run):
         return render_gallery(run, NAMES)

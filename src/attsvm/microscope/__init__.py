@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attsvm.microscope.atlas import HeadAtlas, HeadRecord
+from attsvm.microscope.attentions import from_attentions
 from attsvm.microscope.config import InspectConfig
 from attsvm.microscope.inspect import inspect, inspect_into
 
-__all__ = ["HeadAtlas", "HeadRecord", "InspectConfig", "inspect", "inspect_into"]
+__all__ = ["HeadAtlas", "HeadRecord", "InspectConfig", "from_attentions", "inspect", "inspect_into"]

@@ -15,13 +15,19 @@ from attsvm.microscope.analysis import Wanted, read_head
 from attsvm.microscope.atlas import HeadAtlas
 from attsvm.microscope.calls import ModuleInfo
 from attsvm.microscope.check import Check
-from attsvm.microscope.kinds import head_kind
 from attsvm.microscope.loading import Loaded
-from attsvm.microscope.measures import MEASURES
+from attsvm.microscope.parts import (
+    corpus_part,
+    head_parts,
+    measure_parts,
+    model_part,
+    module_part,
+    shown_part,
+    similarity_of,
+)
 from attsvm.microscope.plan import SamplePlan
-from attsvm.microscope.similarity import agreement
 from attsvm.microscope.twin import MOST_KEYS
-from attsvm.microscope.windows import Corpus, Piece, Window
+from attsvm.microscope.windows import Corpus
 from attsvm.records import read_arrays
 
 __all__ = ["Found", "atlas_of"]
@@ -92,71 +98,47 @@ def atlas_of(found: Found, about: dict[str, Any], settings: dict[str, Any]) -> H
         The content of ``config.json``.
     """
     shown = read_arrays(found.folder / "samples" / "shown.safetensors")
-    kept = {index: list(found.chosen[index]) for index in found.modules}
-    arrays: dict[str, Array] = {name: value[kept[int(name.split(".")[2])]] for name, value in shown.items()}
+    arrays: dict[str, Array] = {
+        name: value[list(found.chosen[int(name.split(".")[2])])] for name, value in shown.items()
+    }
+    heads = head_parts(
+        found.sums, {index: (info, found.chosen[index]) for index, info in found.modules.items()}, found.corpus.names
+    )
     matrices: dict[str, Array] = {}
-    heads: list[dict[str, Any]] = []
     selected: list[Array] = []
-    estimates = found.sums.finish()
-    twins: dict[int, list[dict[str, Array]]] = {}
-    for index, info in found.modules.items():
-        for head in found.chosen[index]:
-            label = info.label(head)
-            record, own = read_head(found.folder / "heads", label)
-            heads.append(_head(found, info, index, head, estimates, record))
-            matrices |= {f"{label}.{name[2:]}": value for name, value in own.items() if name.startswith("W.")}
-            selected.append(own["selected"])
-            twins.setdefault(index, []).append(own)
+    twins: dict[int, list[dict[str, Array]]] = {index: [] for index in found.modules}
+    for head in heads:
+        solved, own = read_head(found.folder / "heads", head["label"])
+        head |= solved
+        for solution in solved["solutions"]:
+            head["values"] |= _values_of(solution)
+        matrices |= {f"{head['label']}.{name[2:]}": value for name, value in own.items() if name.startswith("W.")}
+        selected.append(own["selected"])
+        twins[head["module"]].append(own)
     for index in found.modules:
         arrays |= _twins(index, twins[index], arrays, len(found.plan.shown))
-    arrays["similarity"] = _similarity(found, selected)
+    arrays["similarity"] = similarity_of([found.modules[head["module"]] for head in heads], selected)
     record = {
         **about,
-        "model": _model(found),
+        "model": model_part(found.loaded, next(iter(found.modules.values())).tier),
         "check": vars(found.check),
-        "corpus": _corpus(found.corpus),
-        "modules": [_module(found, index, info) for index, info in found.modules.items()],
+        "corpus": corpus_part(found.corpus),
+        "modules": [
+            module_part(index, info, found.chosen[index], found.reasons[index]) for index, info in found.modules.items()
+        ],
         "measures": _measures(found),
         "heads": heads,
-        "shown": [_shown(found, window) for window in found.plan.shown],
+        "shown": [
+            shown_part(found.corpus, window, support_known=_is_asked(found, window)) for window in found.plan.shown
+        ],
         **_solutions(found),
     }
     return HeadAtlas(record, arrays, matrices, settings)
 
 
-def _model(found: Found) -> dict[str, Any]:
-    loaded = found.loaded
-    first = next(iter(found.modules.values()))
-    return {
-        "name": loaded.name,
-        "family": loaded.family,
-        "n_parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
-        "tier": first.tier,
-        "notes": [],
-    }
-
-
-def _corpus(corpus: Corpus) -> dict[str, Any]:
-    return {
-        "n_texts": len(corpus.texts),
-        "n_windows": len(corpus.windows),
-        "n_tokens": corpus.n_tokens,
-        "special": corpus.special,
-        "notes": list(corpus.notes),
-    }
-
-
-def _module(found: Found, index: int, info: ModuleInfo) -> dict[str, Any]:
-    names = ("name", "kind", "layer", "n_heads", "n_kv_heads", "d_head", "query_side", "key_side")
-    own = {name: getattr(info, name) for name in names}
-    return {"index": index, **own, "heads": list(found.chosen[index]), "residual": found.reasons[index]}
-
-
 def _measures(found: Found) -> list[dict[str, str]]:
     """What the values of a head mean: those of the corpus, then those of each kind of solution."""
-    names = ("key", "title", "unit", "scale", "explanation")
-    all_of_them = [{name: getattr(measure, name) for name in names} for measure in MEASURES]
+    all_of_them = measure_parts()
     for space, norm in _kinds_of_solutions(found):
         where = f"{space} space, {_NORMS[norm]} norm"
         for key, title, scale, explanation in _OF_SOLUTIONS:
@@ -191,35 +173,6 @@ def _solutions(found: Found) -> dict[str, Any]:
     return {"solution_names": names, "primary": {"space": space, "norm": norm, "why": why}}
 
 
-def _head(
-    found: Found,
-    info: ModuleInfo,
-    index: int,
-    head: int,
-    estimates: dict[str, dict[str, Any]],
-    record: dict[str, Any],
-) -> dict[str, Any]:
-    label = info.label(head)
-    measured = estimates[label]
-    values = {key: None if value is None else vars(value) for key, value in measured.items()}
-    for solution in record["solutions"]:
-        values |= _values_of(solution)
-    return {
-        "label": label,
-        "kind": info.kind,
-        "layer": info.layer,
-        "head": head,
-        "kv_head": head // (info.n_heads // info.n_kv_heads),
-        "module": index,
-        "values": values,
-        "head_kind": head_kind(measured, found.sums.chance()[label]),
-        "top_tokens": [
-            [found.corpus.names.get(token, str(token)), share] for token, share in found.sums.top_tokens()[label]
-        ],
-        **record,
-    }
-
-
 def _values_of(solution: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     """The measures of one solution; the interval of the held-out agreement is Wilson's."""
     correlation, recovery, heldout = solution["correlation"], solution["recovery"], solution["heldout"]
@@ -252,16 +205,6 @@ def _wilson(share: float | None, n: int, z: float = 1.959964) -> tuple[float | N
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _similarity(found: Found, selected: list[Array]) -> Array:
-    """Agreement of all pairs of heads whose queries and keys are of the same sides; NaN for others."""
-    sides = [(info.query_side, info.key_side) for index, info in found.modules.items() for _ in found.chosen[index]]
-    whole = np.full((len(selected), len(selected)), np.nan, dtype=np.float32)
-    for pair in set(sides):
-        mine = [place for place, side in enumerate(sides) if side == pair]
-        whole[np.ix_(mine, mine)] = agreement(np.stack([selected[place] for place in mine]))
-    return whole
-
-
 def _twins(index: int, heads: list[dict[str, Array]], arrays: dict[str, Array], n_shown: int) -> dict[str, Array]:
     """The twins and support tokens of a module's heads, one array for each text shown."""
     made: dict[str, Array] = {}
@@ -285,25 +228,9 @@ def _twins(index: int, heads: list[dict[str, Array]], arrays: dict[str, Array], 
     return made
 
 
-def _shown(found: Found, window: int) -> dict[str, Any]:
-    one = found.corpus.windows[window]
-    picture = None if one.picture is None else found.corpus.pictures[one.picture]
-    return {
-        "window": window,
-        "text": found.corpus.texts[one.text],
-        "source": _piece(one.source),
-        "target": None if one.target is None else _piece(one.target),
-        "picture": None if picture is None else picture.record(),
-        "support_known": _is_asked(found, one, window),
-    }
-
-
-def _piece(piece: Piece) -> dict[str, Any]:
-    return {"tokens": list(piece.tokens), "words": list(piece.words), "special": list(piece.special)}
-
-
-def _is_asked(found: Found, one: Window, window: int) -> bool:
+def _is_asked(found: Found, window: int) -> bool:
     """Whether all queries of a window are in the problem, so that all its support tokens are known."""
+    one = found.corpus.windows[window]
     asked = sum(where == window for rows in found.plan.train.values() for where, _ in rows)
     pieces = [one.source, *([one.target] if one.target else [])]
     left_out = sum(sum(piece.special) for piece in pieces) if found.corpus.special == "drop" else 0
