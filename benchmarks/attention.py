@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -132,7 +132,7 @@ def sparse(name: str) -> Callable[[bool], Row]:
 
 
 def _in_turns(
-    ours: dict[int, Callable[[], Tensor]], dense: Callable[[], Tensor], *, rounds: int
+    ours: Mapping[int, Callable[[], Tensor]], dense: Callable[[], Tensor], *, rounds: int
 ) -> tuple[dict[int, list[float]], list[float]]:
     """Wall times of ours at each length, thrice a round, and of the dense kernel, once."""
     seconds: dict[int, list[float]] = {T: [] for T in ours}

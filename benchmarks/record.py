@@ -15,13 +15,13 @@ __all__ = ["Row", "kept", "load", "markdown", "table"]
 Row = dict[str, Any]
 """Name, sizes, ``ours`` and ``peer`` (objective, gap, seconds, iterations, ...), their ratio, and ``checks``."""
 
-PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "cvxpy", "clarabel", "osqp", "scs", "piqp")
+PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "cvxpy", "clarabel", "osqp", "scs", "piqp", "transformers")
 
 
-def conditions(*, quick: bool, dtype: str = "float64") -> dict[str, Any]:
+def conditions(*, quick: bool, dtype: str = "float64", threads: int = 1) -> dict[str, Any]:
     """Where and with what a row was measured."""
     return {
-        "threads": 1,
+        "threads": threads,
         "dtype": dtype,
         "device": "cpu",
         "machine": platform.machine(),
@@ -50,7 +50,8 @@ def load(path: Path) -> list[Row]:
 def kept(path: Path, row: Row, order: list[str], *, quick: bool) -> Row:
     """Put a row into the record in place of an earlier one of that name; other rows stay. Returns it as it is kept."""
     met = all(check["met"] for check in row["checks"])
-    row = _finite({**row, "met": met, "conditions": conditions(quick=quick, dtype=row.get("dtype", "float64"))})
+    measured = conditions(quick=quick, dtype=row.get("dtype", "float64"), threads=row.get("threads", 1))
+    row = _finite({**row, "met": met, "conditions": measured})
     rows = {**{one["name"]: one for one in load(path) if one["name"] in order}, row["name"]: row}
     record = {"benchmark": "solvers", "rows": [rows[name] for name in order if name in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,8 @@ def _versions(rows: list[Row]) -> list[str]:
     for row in rows:
         where = row["conditions"]
         packages = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-        text = f"{where['machine']}, one thread of {where['cores']} cores, Python {where['python']}, {packages}"
+        threads = "one thread" if where["threads"] == 1 else f"{where['threads']} threads"
+        text = f"{where['machine']}, {threads} of {where['cores']} cores, Python {where['python']}, {packages}"
         groups.setdefault(text, []).append(row["name"])
     if len(groups) == 1:
         return [f"Measured on {text}." for text in groups]

@@ -30,6 +30,7 @@ from benchmarks.harness import (
     timed,
     warm_up,
 )
+from benchmarks.models import forward, generation, multihead, training
 from benchmarks.problems import minilm_head, unit_sphere
 from benchmarks.record import Row
 
@@ -276,5 +277,13 @@ ROWS: tuple[Benchmark, ...] = (
     Benchmark(name="descent-kq", title="gradient descent in (K, Q), a batch", run=descent("KQ")),
     Benchmark(name="attention-window", title="sliding window, float32", run=sparse("window")),
     Benchmark(name="attention-bigbird", title="BigBird's blocks, float32", run=sparse("bigbird")),
+    Benchmark(name="models-minilm", title="forward pass of MiniLM", run=forward("minilm", 16, 128)),
+    Benchmark(
+        name="models-minilm-padded", title="forward pass of MiniLM, padded", run=forward("minilm", 16, 128, padded=True)
+    ),
+    Benchmark(name="models-smollm2", title="forward pass of SmolLM2-135M", run=forward("smollm2", 1, 256)),
+    Benchmark(name="models-training", title="training step of MiniLM", run=training),
+    Benchmark(name="models-generation", title="generation with SmolLM2-135M", run=generation),
+    Benchmark(name="models-multihead", title="multi-head attention", run=multihead),
     Benchmark(name="growth", title="Frobenius, planted", run=growth),
 )

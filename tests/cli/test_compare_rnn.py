@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from cli.commands import Commands
 
@@ -65,3 +66,32 @@ def test_bad_options_leave_nothing(attsvm: Commands, options: tuple[str, ...], w
 
 def test_other_settings_are_refused(finished: Commands) -> None:
     finished(*QUICK, "--seed", "5", "-o", "run").failed(2, "--output-dir run", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--lengths", "8"), 2, ("--lengths", "at least 2")),
+        (("--lengths", ""), 2, ("--lengths", "whole numbers")),
+        (("--lengths", "16,8"), 2, ("--lengths", "must rise")),
+        (("--distances", "4,8"), 2, ("--distances", "at least 5")),
+        (("--seed", "-1"), 2, ("--seed", "got -1")),
+        pytest.param(
+            ("--device", "cuda"),
+            3,
+            ("--device cuda", "torch finds none"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_more_options_are_refused_by_name(
+    attsvm: Commands, options: tuple[str, ...], code: int, words: tuple[str, ...]
+) -> None:
+    attsvm("compare-rnn", "--quick", *options, "-o", "run").failed(code, *words)
+    assert not (attsvm.home / "run").exists()
+
+
+def test_a_file_is_no_run_folder(attsvm: Commands) -> None:
+    (attsvm.home / "run").write_text("mine", encoding="utf-8")
+    attsvm(*QUICK, "-o", "run").failed(2, "--output-dir run", "must be a folder")
+    assert (attsvm.home / "run").read_text(encoding="utf-8") == "mine"

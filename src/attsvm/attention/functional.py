@@ -168,7 +168,10 @@ def _fused(
     dropout: float,
 ) -> Tensor:
     # The kernels know one kind of causality, that of as many queries as keys, and none together with a mask.
-    native = causal and mask is None and bias is None and q.shape[2] == k.shape[2]
+    # Not the condition itself: under torch.compile it may be a symbol, which the kernel does not take.
+    native = False
+    if causal and mask is None and bias is None and q.shape[2] == k.shape[2]:
+        native = True
     allowed: Tensor | None = None if native else _join(mask, causal, q, k)
     if bias is not None:
         allowed = bias.to(q.dtype) if allowed is None else bias.to(q.dtype).masked_fill(~allowed, -torch.inf)

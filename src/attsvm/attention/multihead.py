@@ -23,7 +23,7 @@ from attsvm.attention.functional import BACKENDS, Attended, attend
 from attsvm.attention.positions import Rotary, RotaryTables
 from attsvm.errors import InvalidInputError, UnsupportedError
 
-__all__ = ["MultiHeadAttention"]
+__all__ = ["MultiHeadAttention", "check_head_sizes"]
 
 PARAMETERIZATIONS = ("KQ", "W")
 
@@ -93,9 +93,10 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         d_context = d_model if d_context is None else d_context
-        d_head = _check_sizes(d_model, n_heads, n_kv_heads, d_head, d_context)
+        if d_context < 1:
+            raise InvalidInputError(f"MultiHeadAttention: d_context must be >= 1, got {d_context}.")
+        n_kv_heads, d_head = check_head_sizes("MultiHeadAttention", d_model, n_heads, n_kv_heads, d_head)
         _check_options(parameterization, backend, dropout, rotary, d_head)
         self.d_model, self.n_heads, self.n_kv_heads = d_model, n_heads, n_kv_heads
         self.d_head, self.d_context = d_head, d_context
@@ -235,18 +236,33 @@ class MultiHeadAttention(nn.Module):
         return x.view(*x.shape[:2], n_heads, self.d_head).transpose(1, 2)
 
 
-def _check_sizes(d_model: int, n_heads: int, n_kv_heads: int, d_head: int | None, d_context: int) -> int:
-    sizes = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_context": d_context}
-    for name, size in {**sizes, "d_head": 1 if d_head is None else d_head}.items():
+def check_head_sizes(
+    where: str, d_model: int, n_heads: int, n_kv_heads: int | None, d_head: int | None
+) -> tuple[int, int]:
+    """Make sure that heads divide what they share; return ``n_kv_heads`` and ``d_head`` with their defaults.
+
+    Raises
+    ------
+    InvalidInputError
+        If they do not, or a size is below 1.
+    """
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+    sizes = {
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "d_head": 1 if d_head is None else d_head,
+    }
+    for name, size in sizes.items():
         if size < 1:
-            raise InvalidInputError(f"MultiHeadAttention: {name} must be >= 1, got {size}.")
+            raise InvalidInputError(f"{where}: {name} must be >= 1, got {size}.")
     if n_heads % n_kv_heads:
-        raise InvalidInputError(f"MultiHeadAttention: n_kv_heads must divide n_heads ({n_heads}), got {n_kv_heads}.")
+        raise InvalidInputError(f"{where}: n_kv_heads must divide n_heads ({n_heads}), got {n_kv_heads}.")
     if d_head is None and d_model % n_heads:
         raise InvalidInputError(
-            f"MultiHeadAttention: n_heads must divide d_model ({d_model}) where d_head is not given, got {n_heads}."
+            f"{where}: n_heads must divide d_model ({d_model}) where d_head is not given, got {n_heads}."
         )
-    return d_model // n_heads if d_head is None else d_head
+    return n_kv_heads, d_model // n_heads if d_head is None else d_head
 
 
 def _check_options(parameterization: str, backend: str, dropout: float, rotary: Rotary | None, d_head: int) -> None:

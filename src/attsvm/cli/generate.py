@@ -25,6 +25,9 @@ NewTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
 Beams = Annotated[int, typer.Option(help="Sequences that beam search keeps; 1 is greedy, or sampling.")]
 LengthPenalty = Annotated[float, typer.Option(help="Power of the length by which beams are judged.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens that were used become less likely.")]
+Lookup = Annotated[
+    int, typer.Option(help="Tokens guessed at once from earlier text and checked: quicker, the same text; 0 is off.")
+]
 BatchSize = Annotated[int, typer.Option(help="Texts at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the texts.")]
@@ -47,6 +50,7 @@ def generate_command(
         list[str] | None, typer.Option(help="A text that ends the generation; repeatable.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    lookup: Lookup = GenerationConfig.lookup,
     batch_size: BatchSize = 8,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -63,6 +67,7 @@ def generate_command(
         beams=beams,
         length_penalty=length_penalty,
         seed=seed,
+        lookup=lookup,
     )
     streams = not as_json and len(texts) == 1 and beams == 1
     result = generate_text(

@@ -82,10 +82,11 @@ def generate_text(
         ``outputs``, with ``prompt``, ``text``, ``tokens``, ``score`` and ``ended`` for each text; ``seconds`` of the
         generation and ``tokens_per_second``.
     """
-    loaded, tokenizer = from_pretrained(model), TextTokenizer(model)
+    loaded = from_pretrained(model)
     if not isinstance(loaded, (Decoder, Seq2Seq)) or (needs_source and not isinstance(loaded, Seq2Seq)):
         kind = "an encoder-decoder" if needs_source else "a decoder or an encoder-decoder"
         raise UnsupportedError(f"{where}: MODEL must be {kind}, got {type(loaded).__name__} in {model}.")
+    tokenizer = TextTokenizer(model)
     prompts = tokenizer.encode([prefix + text for text in texts])
     endings = tuple(tuple(one) for one in tokenizer.encode(stop, special=False))
     settings = replace(config, stop=endings)

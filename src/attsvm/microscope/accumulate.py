@@ -192,8 +192,10 @@ class Accumulator:
         found: dict[str, list[tuple[int, float]]] = {}
         for info in self.modules:
             counts = self._sums[info.name].tokens[:, : len(ids)]
+            # Modules that look at another text have not seen the ids that came last.
+            seen = ids[: counts.shape[1]]
             for head, label in enumerate(info.labels):
-                order = np.lexsort((ids, -counts[head]))[:most]
+                order = np.lexsort((seen, -counts[head]))[:most]
                 total = max(int(counts[head].sum()), 1)
                 found[label] = [(int(ids[at]), float(counts[head, at] / total)) for at in order if counts[head, at]]
         return found

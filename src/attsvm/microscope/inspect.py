@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import tempfile
@@ -35,6 +36,9 @@ __all__ = ["Progress", "inspect", "inspect_into"]
 
 Progress = Callable[[str, float, float, str], None]
 """Called with (task, done, total, note); tasks are "measure", "sample" and "solve"."""
+
+MOST_ROWS = 40_000
+"""Queries times keys of the max-margin problem of a head; minutes a head would be needed for many more."""
 
 Text = str | tuple[str, str] | Path
 
@@ -228,6 +232,15 @@ def _find(
         check=check,
         folder=place,
     )
+
+
+def _affordable(corpus: Corpus, asked: int) -> tuple[int, list[str]]:
+    """How many queries a problem may have: a query of a long text has a row for each of its keys."""
+    keys = max(1, round(corpus.n_tokens / sum(len(corpus.sides) for _ in corpus.windows)))
+    most = max(1, min(asked, MOST_ROWS // keys))
+    if most >= asked:
+        return max(1, asked), []
+    return most, [f"Problems have {most} queries, not {asked}: with {keys} keys each they have {MOST_ROWS:,} rows."]
 
 
 def _one(found: list[ResidualHead] | str, head: int) -> ResidualHead | None:

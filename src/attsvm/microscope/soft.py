@@ -28,6 +28,8 @@ SHARE = 0.5
 """A token is kept if its weight is at least this share of the largest."""
 MOST_QUERIES = 64
 MOST_PAIRS = 300
+MOST_ROWS = 8_000
+"""Queries times keys of the solve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,8 @@ def split_soft(
         (weights >= SHARE * weights.amax(-1, keepdim=True)) & t.allowed & torch.from_numpy(posed.rows >= 0)[..., None]
     )
     kept &= (t.allowed & ~kept).any(-1, keepdim=True)
-    rows = kept.any(-1).nonzero()[:MOST_QUERIES]
+    most = min(MOST_QUERIES, max(1, MOST_ROWS // kept.shape[-1]))
+    rows = kept.any(-1).nonzero()[:most]
     only = torch.zeros(kept.shape[:2], dtype=torch.bool)
     only[rows[:, 0], rows[:, 1]] = True
     kept &= only[..., None]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from attsvm.attention.cache import KeyValueCache
-from attsvm.attention.multihead import MultiHeadAttention
+from attsvm.attention.multihead import MultiHeadAttention, check_head_sizes
 from attsvm.attention.positions import Rotary, RotaryTables
 from attsvm.errors import InvalidInputError
+from attsvm.models.checks import check_kinds, check_share
 
 __all__ = ["ACTIVATIONS", "GATED", "MLP", "MLP_KINDS", "Block", "BlockConfig", "BlockOutput", "RMSNorm", "make_norm"]
 
@@ -156,6 +157,11 @@ class BlockConfig:
         Shares set to 0 in training, of what each part adds and of the attention weights.
     backend
         See :func:`attsvm.attention.functional.attend`.
+
+    Raises
+    ------
+    InvalidInputError
+        If a size or a kind is out of its range, or the heads do not divide what they share.
     """
 
     d_model: int
@@ -189,6 +195,11 @@ class BlockConfig:
             )
         if not isinstance(self.d_mlp, int) or self.d_mlp < 0:
             raise InvalidInputError(f"BlockConfig: d_mlp must be an integer of at least 0, got {self.d_mlp!r}.")
+        check_kinds(self)
+        check_share(self, "dropout", "attention_dropout")
+        if self.norm_eps < 0:
+            raise InvalidInputError(f"BlockConfig: norm_eps must be at least 0, got {self.norm_eps}.")
+        check_head_sizes("BlockConfig", self.d_model, self.n_heads, self.n_kv_heads, self.d_head)
 
     def attention(self, rotary: Rotary | None = None) -> MultiHeadAttention:
         """Make the attention of this block."""
@@ -246,7 +257,7 @@ class Block(nn.Module):
         )
         self.norms = nn.ModuleDict({part: make_norm(config.norm, config.d_model, config.norm_eps) for part in parts})
         self.scales = nn.ParameterDict(
-            {part: torch.full((config.d_model,), config.layer_scale) for part in parts}
+            {part: torch.full((config.d_model,), float(config.layer_scale)) for part in parts}
             if config.layer_scale is not None
             else {}
         )

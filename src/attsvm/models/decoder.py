@@ -14,8 +14,9 @@ from attsvm.attention.masks import padding_mask
 from attsvm.attention.positions import Rotary, RotaryTables, llama3_frequencies
 from attsvm.errors import InvalidInputError
 from attsvm.models.blocks import Block, BlockConfig, make_norm
+from attsvm.models.checks import check_kinds
 from attsvm.models.counts import block_flops, block_parameters, count_parameters, norm_parameters
-from attsvm.models.inputs import check_attention_mask, check_ids, positions_of
+from attsvm.models.inputs import check_attention_mask, check_ids, last_of, positions_of
 from attsvm.models.output import ModelOutput
 
 __all__ = ["Decoder", "DecoderConfig", "RotaryScaling"]
@@ -31,6 +32,16 @@ class RotaryScaling:
     low_frequency_factor: float
     high_frequency_factor: float
     original_n_ctx: int
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if min(self.factor, self.low_frequency_factor, self.original_n_ctx) <= 0:
+            raise InvalidInputError(f"RotaryScaling: factors and original_n_ctx must be > 0, got {self}.")
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise InvalidInputError(
+                "RotaryScaling: high_frequency_factor must be above low_frequency_factor "
+                f"({self.low_frequency_factor}), got {self.high_frequency_factor}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +115,8 @@ class DecoderConfig:
             raise InvalidInputError(
                 f"DecoderConfig: positions must be one of {', '.join(_POSITIONS)}, got {self.positions!r}."
             )
-        _ = self.block  # checks the rest
+        _ = self.block  # checks what blocks have
+        check_kinds(self)
 
     @property
     def block(self) -> BlockConfig:
@@ -231,7 +243,7 @@ class Decoder(nn.Module):
         weights
             Whether to return the attention patterns of all layers.
         last_logits
-            Compute the logits of so many last tokens only, as generation does; by default of all.
+            Compute the logits of so many last tokens only (at least 1), as generation does; by default of all.
 
         Returns
         -------
@@ -247,7 +259,7 @@ class Decoder(nn.Module):
         past = 0 if cache is None else cache.length
         check_ids("Decoder", ids, d_vocab=config.d_vocab, n_ctx=config.n_ctx, past=past)
         pad_id = config.pad_id if self._pads_only(config.pad_id) else None
-        real = check_attention_mask("Decoder", attention_mask, ids, past=past, pad_id=pad_id)
+        real = check_attention_mask("Decoder", attention_mask, ids, past=past, pad_id=pad_id, eos_id=config.eos_id)
         x, places = self._embed(ids, real, past)
         mask = None if real is None else padding_mask(real)
         patterns: list[Tensor] = []
@@ -258,7 +270,7 @@ class Decoder(nn.Module):
             if pattern is not None:
                 patterns.append(pattern)
         hidden = x if self.norm is None else self.norm(x)
-        read = hidden if last_logits is None else hidden[:, -last_logits:]
+        read = last_of("Decoder", hidden, last_logits)
         return ModelOutput(
             hidden=hidden,
             logits=None if self.head is None else self.head(read),

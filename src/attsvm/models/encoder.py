@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attsvm.attention.masks import padding_mask
 from attsvm.errors import InvalidInputError
 from attsvm.models.blocks import ACTIVATIONS, Block, BlockConfig, make_norm
+from attsvm.models.checks import check_kinds
 from attsvm.models.counts import block_flops, block_parameters, count_parameters
 from attsvm.models.inputs import check_attention_mask, check_ids, positions_of
 from attsvm.models.output import ModelOutput
@@ -84,7 +85,10 @@ class EncoderConfig:
                 f"EncoderConfig: activation must be one of {', '.join(ACTIVATIONS)} for masked_head, "
                 f"got {self.activation!r}."
             )
-        _ = self.block  # checks the rest
+        _ = self.block  # checks what blocks have
+        check_kinds(self)
+        if self.n_segments < 0:
+            raise InvalidInputError(f"EncoderConfig: n_segments must be at least 0, got {self.n_segments}.")
 
     @property
     def block(self) -> BlockConfig:

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attsvm.attention.cache import KeyValueCache
 from attsvm.errors import InvalidInputError
+from attsvm.models.checks import is_number, is_whole
 from attsvm.models.decoder import Decoder
+from attsvm.models.products import quick_products
 from attsvm.models.seq2seq import Seq2Seq
+from attsvm.models.stepper import Stepper, left_padded
 
 __all__ = ["Generation", "GenerationConfig", "generate"]
 
@@ -54,6 +56,11 @@ class GenerationConfig:
         Sequences of tokens that end a sequence where they come up.
     seed
         Of what is drawn.
+    lookup
+        Guess up to so many tokens at once from what followed the same tokens earlier in the text, and let one pass of
+        the model check them (:mod:`attsvm.models.lookup`): the tokens are the same, but for rounding where two are
+        equally likely, in fewer passes where the text repeats itself. 0 is off. Works for a single prompt, with the
+        cache and without beams or weights; otherwise it is ignored.
     """
 
     max_new_tokens: int = 64
@@ -66,16 +73,21 @@ class GenerationConfig:
     eos_ids: tuple[int, ...] | None = None
     stop: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
+    lookup: int = 8
 
     def __post_init__(self) -> None:
         rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-            "max_new_tokens": ("an integer >= 1", lambda v: _integer(v) and v >= 1),
-            "temperature": (">= 0 and finite", lambda v: 0 <= v < math.inf),
-            "top_k": ("an integer >= 1 or None", lambda v: v is None or (_integer(v) and v >= 1)),
-            "top_p": ("in (0, 1]", lambda v: 0 < v <= 1),
-            "repetition_penalty": ("> 0 and finite", lambda v: 0 < v < math.inf),
-            "beams": ("an integer >= 1", lambda v: _integer(v) and v >= 1),
-            "length_penalty": ("finite", math.isfinite),
+            "max_new_tokens": ("an integer >= 1", lambda v: is_whole(v) and v >= 1),
+            "temperature": (">= 0 and finite", lambda v: is_number(v) and v >= 0),
+            "top_k": ("an integer >= 1 or None", lambda v: v is None or (is_whole(v) and v >= 1)),
+            "top_p": ("in (0, 1]", lambda v: is_number(v) and 0 < v <= 1),
+            "repetition_penalty": ("> 0 and finite", lambda v: is_number(v) and v > 0),
+            "beams": ("an integer >= 1", lambda v: is_whole(v) and v >= 1),
+            "length_penalty": ("finite", is_number),
+            "eos_ids": ("a sequence of integers or None", lambda v: v is None or _are_tokens(v)),
+            "stop": ("sequences of integers", lambda v: isinstance(v, (tuple, list)) and all(map(_are_tokens, v))),
+            "seed": ("an integer below 2**63", is_whole),
+            "lookup": ("an integer >= 0", lambda v: is_whole(v) and v >= 0),
         }
         for name, (must, holds) in rules.items():
             value = getattr(self, name)
@@ -167,111 +179,42 @@ def generate(
     >>> [len(tokens) for tokens in found.tokens]
     [4, 4]
     """
-    config = GenerationConfig() if config is None else config
-    if config.beams > 1 and (weights or on_token is not None):
-        raise InvalidInputError("generate: weights and on_token must be absent with beams.")
-    prompts, mask = _left_padded(ids, attention_mask, device=next(model.parameters()).device)
     if not isinstance(model, (Decoder, Seq2Seq)):
         raise InvalidInputError(f"generate: model must be a Decoder or a Seq2Seq, got {type(model).__name__}.")
+    config = GenerationConfig() if config is None else config
+    if not isinstance(config, GenerationConfig):
+        raise InvalidInputError(f"generate: config must be a GenerationConfig or None, got {type(config).__name__}.")
+    if config.beams > 1 and (weights or on_token is not None):
+        raise InvalidInputError("generate: weights and on_token must be absent with beams.")
+    prompts, mask = left_padded(
+        ids,
+        attention_mask,
+        device=next(model.parameters()).device,
+        pad_id=model.config.pad_id,
+        eos_id=model.config.eos_id,
+    )
     training = model.training
     model.eval()
     try:
-        stepper = _Stepper(model, prompts, mask, config, use_cache=use_cache, weights=weights)
-        return _beam_search(stepper, config) if config.beams > 1 else _one_by_one(stepper, config, on_token)
+        with quick_products(model):
+            stepper = Stepper(
+                model,
+                prompts,
+                mask,
+                count=config.max_new_tokens,
+                eos_ids=config.eos_ids,
+                use_cache=use_cache,
+                weights=weights,
+                lookup=config.lookup if config.beams == 1 else 0,
+            )
+            if config.beams > 1:
+                return _beam_search(stepper, config)
+            return _one_by_one(stepper, config, on_token)
     finally:
         model.train(training)
 
 
-class _Stepper:
-    """The model as one function: from the tokens that are new to the logits of the next one."""
-
-    def __init__(
-        self,
-        model: Decoder | Seq2Seq,
-        prompts: Tensor,
-        mask: Tensor,
-        config: GenerationConfig,
-        *,
-        use_cache: bool,
-        weights: bool,
-    ) -> None:
-        self.model, self.wants_weights = model, weights
-        self.eos = _end_ids(model, config)
-        self.patterns: list[dict[str, list[Tensor]]] = []
-        count = config.max_new_tokens
-        self.encoded: Tensor | None = None
-        self.source_mask = None if bool(mask.all()) else mask
-        if isinstance(model, Seq2Seq):
-            self.encoded = model.encode(prompts, self.source_mask)
-            prompts = torch.full((len(prompts), 1), _start_id(model), device=prompts.device)
-            mask = torch.ones_like(prompts, dtype=torch.bool)
-            self.limit = count if model.config.n_ctx is None else min(count, model.config.n_ctx)
-            self.cache: Any = model.new_cache(count + 1) if use_cache else None
-        else:
-            room = model.config.n_ctx - prompts.shape[1]
-            if room < 0:
-                raise InvalidInputError(
-                    f"generate: ids must fit into the context of {model.config.n_ctx} positions, "
-                    f"got a prompt of {prompts.shape[1]}."
-                )
-            self.limit = min(count, room + 1)
-            self.cache = KeyValueCache(prompts.shape[1] + count) if use_cache else None
-        self.all, self.mask = prompts, mask
-        self.prompt_length = prompts.shape[1]
-        self._new = prompts
-
-    @property
-    def new_tokens(self) -> Tensor:
-        """Tokens (B, so far) behind the prompt."""
-        return self.all[:, self.prompt_length :]
-
-    def logits(self) -> Tensor:
-        """Logits (B, d_vocab) of the next token, in float32 at least."""
-        ids = self.all if self.cache is None else self._new
-        padded = not bool(self.mask.all())
-        if isinstance(self.model, Seq2Seq):
-            out = self.model(
-                None,
-                ids,
-                attention_mask=self.source_mask,
-                encoded=self.encoded,
-                cache=self.cache,
-                weights=self.wants_weights,
-                last_logits=1,
-            )
-        else:
-            out = self.model(
-                ids,
-                attention_mask=self.mask if padded else None,
-                cache=self.cache,
-                weights=self.wants_weights,
-                last_logits=1,
-            )
-        if self.wants_weights:
-            self.patterns.append(out.weights)
-        if out.logits is None:
-            raise InvalidInputError("generate: model must have a head, got a model without one.")
-        last: Tensor = out.logits[:, -1]
-        return last if last.dtype == torch.float64 else last.float()
-
-    def append(self, tokens: Tensor) -> None:
-        """Take tokens (B,) as the next ones."""
-        self._new = tokens.unsqueeze(-1)
-        self.all = torch.cat([self.all, self._new], 1)
-        self.mask = torch.cat([self.mask, torch.ones_like(self._new, dtype=torch.bool)], 1)
-
-    def reorder(self, index: Tensor) -> None:
-        """Go on with rows ``index``, some of them several times."""
-        self.all, self.mask, self._new = self.all[index], self.mask[index], self._new[index]
-        if self.source_mask is not None:
-            self.source_mask = self.source_mask[index]
-        if self.encoded is not None:
-            self.encoded = self.encoded[index]
-        if self.cache is not None:
-            self.cache.reorder(index)
-
-
-def _one_by_one(stepper: _Stepper, config: GenerationConfig, on_token: OnToken | None) -> Generation:
+def _one_by_one(stepper: Stepper, config: GenerationConfig, on_token: OnToken | None) -> Generation:
     batch = len(stepper.all)
     device = stepper.all.device
     drawing = torch.Generator(device=device).manual_seed(config.seed)
@@ -351,7 +294,7 @@ class _Found:
         return len(self.kept) == self.beams and self.kept[-1][0] >= best_open
 
 
-def _beam_search(stepper: _Stepper, config: GenerationConfig) -> Generation:
+def _beam_search(stepper: Stepper, config: GenerationConfig) -> Generation:
     prompts, k = len(stepper.all), config.beams
     device = stepper.all.device
     stepper.reorder(torch.arange(prompts, device=device).repeat_interleave(k))
@@ -392,7 +335,7 @@ def _beam_search(stepper: _Stepper, config: GenerationConfig) -> Generation:
 
 
 def _go_on(
-    stepper: _Stepper,
+    stepper: Stepper,
     config: GenerationConfig,
     found: list[_Found],
     done: list[bool],
@@ -425,48 +368,5 @@ def _go_on(
     return rows.flatten().to(device), tokens.flatten().to(device), scores.to(device)
 
 
-def _left_padded(
-    ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None, *, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Prompts (B, T) that end at the right edge, and where they are real."""
-    if isinstance(ids, Tensor):
-        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise InvalidInputError(
-                f"generate: ids must be integers (B, T), or lists of tokens, got {ids.dtype} of shape "
-                f"{tuple(ids.shape)}."
-            )
-        real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if real.shape != ids.shape:
-            raise InvalidInputError(
-                f"generate: attention_mask must have the shape {tuple(ids.shape)} of ids, got {tuple(real.shape)}."
-            )
-        rows = [row[keep].tolist() for row, keep in zip(ids, real.to(ids.device), strict=True)]
-    else:
-        if attention_mask is not None:
-            raise InvalidInputError("generate: attention_mask must be None where ids are lists, which have no padding.")
-        rows = [list(row) for row in ids]
-    if not rows or not all(rows):
-        empty = next((k for k, row in enumerate(rows) if not row), 0)
-        raise InvalidInputError(f"generate: ids must hold prompts of at least one token, got none in prompt {empty}.")
-    longest = max(map(len, rows))
-    padded = torch.tensor([[row[0]] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
-    return padded, mask
-
-
-def _end_ids(model: Decoder | Seq2Seq, config: GenerationConfig) -> tuple[int, ...]:
-    own = config.eos_ids if config.eos_ids is not None else model.config.eos_id
-    return () if own is None else (own,) if isinstance(own, int) else tuple(own)
-
-
-def _start_id(model: Seq2Seq) -> int:
-    start = model.config.start_id
-    if start is None:
-        raise InvalidInputError(
-            "generate: model must have a start_id in its config for the first target token, got None."
-        )
-    return int(start)
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(map(is_whole, value))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attsvm.errors import InvalidInputError
 
-__all__ = ["check_attention_mask", "check_ids", "positions_of"]
+__all__ = ["check_attention_mask", "check_ids", "last_of", "positions_of"]
 
 
 def check_ids(where: str, ids: Tensor, *, d_vocab: int, n_ctx: int | None, past: int = 0, name: str = "ids") -> None:
@@ -18,6 +18,8 @@ def check_ids(where: str, ids: Tensor, *, d_vocab: int, n_ctx: int | None, past:
     InvalidInputError
         If not; says the first offender.
     """
+    if not isinstance(ids, Tensor):
+        raise InvalidInputError(f"{where}: {name} must be a tensor of integers (B, T), got {type(ids).__name__}.")
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise InvalidInputError(
             f"{where}: {name} must be integers (B, T), got {ids.dtype} of shape {tuple(ids.shape)}."
@@ -40,7 +42,13 @@ def check_ids(where: str, ids: Tensor, *, d_vocab: int, n_ctx: int | None, past:
 
 
 def check_attention_mask(
-    where: str, attention_mask: Tensor | None, ids: Tensor, *, past: int = 0, pad_id: int | None = None
+    where: str,
+    attention_mask: Tensor | None,
+    ids: Tensor,
+    *,
+    past: int = 0,
+    pad_id: int | None = None,
+    eos_id: int | tuple[int, ...] | None = None,
 ) -> Tensor | None:
     """Return the mask (B, past + T) as booleans, True = real token; None where every token is real.
 
@@ -57,36 +65,71 @@ def check_attention_mask(
     pad_id
         Id of the padding, where the model has one that means nothing else. With it a mask of the inverse meaning, and
         padding without a mask, are found out.
+    eos_id
+        Ids of the end, with which models that have no such ``pad_id`` are padded. With them a mask of the inverse
+        meaning is found out.
 
     Raises
     ------
     InvalidInputError
         If the shape or the meaning is wrong.
     """
-    padding = None if pad_id is None or torch.compiler.is_compiling() else ids == pad_id
+    # What is generated may be any token, padding too, so only the first tokens tell of what is meant.
+    telling = past == 0 and not torch.compiler.is_compiling()
     if attention_mask is None:
-        if padding is not None and _differs_at_an_end(padding):
+        if telling and pad_id is not None and _differ_in_padding(ids == pad_id):
             raise InvalidInputError(
                 f"{where}: attention_mask must be given for sequences of unequal lengths, got None with "
                 f"ids padded by {pad_id}. Hint: attention_mask=ids != {pad_id}."
             )
         return None
-    batch, length = ids.shape
-    if tuple(attention_mask.shape) != (batch, past + length):
+    mask = _as_booleans(where, attention_mask, (ids.shape[0], past + ids.shape[1]), past)
+    if telling:
+        _check_meaning(where, mask, ids, eos_id if pad_id is None else pad_id)
+    # Without a mask attention has faster ways, and all sequences share their positions.
+    return None if not torch.compiler.is_compiling() and mask.all() else mask
+
+
+def _as_booleans(where: str, attention_mask: Tensor, shape: tuple[int, int], past: int) -> Tensor:
+    if not isinstance(attention_mask, Tensor):
+        raise InvalidInputError(f"{where}: attention_mask must be a tensor, got {type(attention_mask).__name__}.")
+    if tuple(attention_mask.shape) != shape:
         raise InvalidInputError(
-            f"{where}: attention_mask must be (B, T) = {(batch, past + length)}"
+            f"{where}: attention_mask must be (B, T) = {shape}"
             f"{', the positions in the cache included' if past else ''}, got {tuple(attention_mask.shape)}."
         )
     mask = attention_mask.bool()
     if attention_mask.dtype != torch.bool and not torch.compiler.is_compiling() and not (attention_mask == mask).all():
         raise InvalidInputError(f"{where}: attention_mask must hold 0 and 1 (1 = real token), got other numbers.")
-    if padding is not None and padding.any() and torch.equal(mask[:, past:], padding):
-        raise InvalidInputError(
-            f"{where}: attention_mask must be True on real tokens, got True exactly on the padding (id {pad_id}). "
-            "Hint: pass ~attention_mask."
-        )
-    # Without a mask attention has faster ways, and all sequences share their positions.
-    return None if not torch.compiler.is_compiling() and mask.all() else mask
+    return mask
+
+
+def _check_meaning(where: str, mask: Tensor, ids: Tensor, pad_id: int | tuple[int, ...] | None) -> None:
+    """Refuse a mask that is True exactly on padding (nowhere, if there is none)."""
+    if pad_id is None:
+        return
+    padding = torch.isin(ids, torch.tensor(pad_id, device=ids.device))
+    if not torch.equal(mask, padding) or bool(padding.all()):
+        return
+    got = f"True exactly on the padding (id {pad_id})" if padding.any() else "False everywhere"
+    raise InvalidInputError(
+        f"{where}: attention_mask must be True on real tokens, got {got}. Hint: pass ~attention_mask."
+    )
+
+
+def last_of(where: str, hidden: Tensor, last_logits: int | None) -> Tensor:
+    """The last hidden states (B, last_logits, d_model), of which logits are wanted; all for None.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no integer of at least 1.
+    """
+    if last_logits is None:
+        return hidden
+    if not isinstance(last_logits, int) or last_logits < 1:
+        raise InvalidInputError(f"{where}: last_logits must be an integer of at least 1 or None, got {last_logits!r}.")
+    return hidden[:, -last_logits:]
 
 
 def positions_of(mask: Tensor | None, *, length: int, past: int, device: torch.device) -> Tensor:
@@ -102,7 +145,9 @@ def positions_of(mask: Tensor | None, *, length: int, past: int, device: torch.d
     return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
-def _differs_at_an_end(padding: Tensor) -> bool:
-    """Whether some rows begin (or end) with padding and others do not."""
-    ends = padding[:, [0, -1]]
-    return bool((ends.any(0) & ~ends.all(0)).any())
+def _differ_in_padding(padding: Tensor) -> bool:
+    """Whether rows begin, or end, with different numbers of padding tokens."""
+    if not bool(padding[:, [0, -1]].any()):
+        return False
+    counts = torch.stack([side.long().cumprod(-1).sum(-1) for side in (padding, padding.flip(-1))])
+    return bool((counts != counts[:, :1]).any())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attsvm.errors import InvalidInputError, UnsupportedError
+from attsvm.errors import AttSVMError, InvalidInputError, UnsupportedError
 from attsvm.models.checkpoint_names import Family, Weight
+from attsvm.models.pretrained_tokenizer import quiet_hub, quiet_transformers, reason_of
 
 __all__ = ["FAMILY_HOMES", "family_of", "from_pretrained", "save_pretrained"]
 
@@ -161,12 +162,11 @@ def _assemble(
 ) -> nn.Module:
     """Build the model and fill in its weights."""
     plain = _plain(family, tensors)
-    try:
+    with _values_of_the_right_kind():
         config = family.read_config(content, frozenset(plain))
-    except (TypeError, AttributeError, KeyError) as error:
-        raise InvalidInputError(f"{_WHERE}: config.json must give values of the right kind ({error}).") from error
     weights = _account(family, config, plain)
-    with torch.random.fork_rng(devices=[]):  # loading leaves no trace in the caller's random numbers
+    with _values_of_the_right_kind(), torch.random.fork_rng(devices=[]):
+        # Forked, as loading leaves no trace in the caller's random numbers.
         model = family.build(config)
     dtypes = {plain[weight.theirs].dtype for weight in weights}
     model.to(dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32))
@@ -174,6 +174,11 @@ def _assemble(
     parameters = dict(model.named_parameters())
     own = parameters | dict(model.named_buffers())
     sizes = {name: tensor.shape for name, tensor in own.items()}
+    absent = next((name for weight in weights for name in weight.ours if name not in own), None)
+    if absent is not None:
+        raise InvalidInputError(
+            f"{_WHERE}: config.json must give a {family.model_type} model all its parts, got sizes without {absent}."
+        )
     filled = set()
     with torch.no_grad():
         for weight in weights:
@@ -182,6 +187,17 @@ def _assemble(
                 filled.add(name)
     assert filled >= set(parameters), f"no weight for {sorted(set(parameters) - filled)}"
     return model.eval()
+
+
+@contextmanager
+def _values_of_the_right_kind() -> Iterator[None]:
+    """Any error of what is made from config.json, as one of config.json."""
+    try:
+        yield
+    except AttSVMError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InvalidInputError(f"{_WHERE}: config.json must give values of the right kind ({error}).") from error
 
 
 def _plain(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -270,11 +286,11 @@ def _download(name: str) -> Path:
         ) from error
     files = ["config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
+        with quiet_hub():
+            return Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
-            f"{_WHERE}: path must be a folder or a model that the Hub gives, got {name!r} "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+            f"{_WHERE}: path must be a folder or a model that the Hub gives, got {name!r} ({reason_of(error)})."
         ) from error
 
 
@@ -352,15 +368,15 @@ def _read_gguf(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{file.name}. Hint: pip install 'attsvm[hf]' gguf."
         ) from error
     try:
-        with torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), gguf_file=file.name, dtype=torch.float32, local_files_only=True
             )
     except ImportError as error:
         raise UnsupportedError(f"{_WHERE}: a GGUF file needs the packages gguf and accelerate ({error}).") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the reader raises what it likes where a file is damaged
         raise InvalidInputError(
-            f"{_WHERE}: {file.name} must be a whole GGUF file of a known model ({error})."
+            f"{_WHERE}: {file.name} must be a whole GGUF file of a known model ({reason_of(error)})."
         ) from error
     content = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     return content, dict(model.state_dict())

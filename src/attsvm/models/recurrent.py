@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attsvm.errors import InvalidInputError
+from attsvm.models.checks import check_kinds, check_share
 from attsvm.models.output import ModelOutput
 
 __all__ = [
@@ -461,16 +462,17 @@ def _layer_parameters(d_input: int, d: int) -> int:
 
 
 def _check_sizes(config: LSTMConfig | LSTMSeq2SeqConfig, *names: str) -> None:
-    where = type(config).__name__
     for name in names:
         value = getattr(config, name)
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise InvalidInputError(f"{where}: {name} must be a positive integer, got {value!r}.")
-    if not 0.0 <= config.dropout < 1.0:
-        raise InvalidInputError(f"{where}: dropout must lie in [0, 1), got {config.dropout}.")
+            raise InvalidInputError(f"{type(config).__name__}: {name} must be a positive integer, got {value!r}.")
+    check_kinds(config)
+    check_share(config, "dropout")
 
 
 def _check_ids(name: str, ids: Tensor, d_vocab: int) -> None:
+    if not isinstance(ids, Tensor):
+        raise InvalidInputError(f"LSTM: {name} must be a tensor of integers (B, T), got {type(ids).__name__}.")
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise InvalidInputError(
             f"LSTM: {name} must be integers (B, T) with at least one token, got {tuple(ids.shape)} of {ids.dtype}."

@@ -38,8 +38,9 @@ from attsvm.attention.masks import padding_mask
 from attsvm.attention.positions import LearnedPositions, RelativeBias, sinusoidal
 from attsvm.errors import InvalidInputError
 from attsvm.models.blocks import Block, BlockConfig, make_norm
+from attsvm.models.checks import check_kinds
 from attsvm.models.counts import block_flops, block_parameters, count_parameters, norm_parameters
-from attsvm.models.inputs import check_attention_mask, check_ids, positions_of
+from attsvm.models.inputs import check_attention_mask, check_ids, last_of, positions_of
 from attsvm.models.output import ModelOutput
 
 __all__ = ["Seq2Seq", "Seq2SeqCache", "Seq2SeqConfig"]
@@ -131,6 +132,7 @@ class Seq2SeqConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in _SIZES:
             if (size := getattr(self, name)) is not None and size < 1:
                 raise InvalidInputError(f"Seq2SeqConfig: {name} must be at least 1, got {size}.")
@@ -142,11 +144,11 @@ class Seq2SeqConfig:
             )
         if self.positions == "learned" and self.n_ctx is None:
             raise InvalidInputError("Seq2SeqConfig: n_ctx must be given with learned positions, got None.")
-
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise InvalidInputError(
                 f"Seq2SeqConfig: d_model must be even with sinusoidal positions, got {self.d_model}."
             )
+        _ = self.block(decoder=False), self.block(decoder=True)  # check what blocks have
 
     def block(self, *, decoder: bool) -> BlockConfig:
         """What the blocks of one stack are made of."""
@@ -336,7 +338,7 @@ class Seq2Seq(nn.Module):
         weights
             Whether to return the patterns.
         last_logits
-            Compute the logits of so many last tokens only, as generation does; by default of all.
+            Compute the logits of so many last tokens only (at least 1), as generation does; by default of all.
 
         Returns
         -------
@@ -363,7 +365,7 @@ class Seq2Seq(nn.Module):
         )
         if cache is not None:
             cache.encoded, cache.mask = encoded, attention_mask
-        read = hidden if last_logits is None else hidden[:, -last_logits:]
+        read = last_of("Seq2Seq", hidden, last_logits)
         return ModelOutput(hidden=hidden, logits=self.logits(read), weights=patterns if weights else None)
 
     def logits(self, hidden: Tensor) -> Tensor:

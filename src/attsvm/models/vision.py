@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from attsvm.errors import InvalidInputError
 from attsvm.models.blocks import Block, BlockConfig
+from attsvm.models.checks import check_kinds
 from attsvm.models.counts import block_flops, block_parameters, count_parameters
 from attsvm.models.output import ModelOutput
 
@@ -92,6 +93,7 @@ class VisionConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in ("d_model", "n_heads", "n_layers", "d_mlp", "n_channels", "d_pooled", "n_classes"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise InvalidInputError(f"VisionConfig: {name} must be at least 1, got {size}.")
@@ -112,6 +114,7 @@ class VisionConfig:
             )
         if self.head_input not in ("cls", "cls_mean"):
             raise InvalidInputError(f'VisionConfig: head_input must be "cls" or "cls_mean", got {self.head_input!r}.')
+        _ = self.block  # checks what blocks have
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -268,6 +271,8 @@ class Vision(nn.Module):
 
     def _check(self, images: Tensor, masked: Tensor | None) -> None:
         expected = (self.config.n_channels, *self.config.image_shape)
+        if not isinstance(images, Tensor):
+            raise InvalidInputError(f"Vision: images must be a tensor, got {type(images).__name__}.")
         if images.ndim != 4 or images.shape[1:] != expected:
             raise InvalidInputError(
                 f"Vision: images must have the shape (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,6 +103,18 @@ def test_attention_of_each_step(model: Decoder) -> None:
     torch.testing.assert_close(found.weights[2]["decoder"][1][0, :, 0], together["decoder"][1][0, :, -1])
 
 
+def test_prompts_may_be_arrays(model: Decoder) -> None:
+    config = GenerationConfig(max_new_tokens=3)
+    expected = generate(model, [[1, 2], [3, 4]], config).tokens
+    assert generate(model, np.array([[1, 2], [3, 4]]), config).tokens == expected  # type: ignore[arg-type]
+    assert generate(model, list(torch.tensor([[1, 2], [3, 4]])), config).tokens == expected  # type: ignore[arg-type]
+
+
+def test_no_room_is_made_beyond_the_context(model: Decoder) -> None:
+    found = generate(model, [[1, 2]], GenerationConfig(max_new_tokens=10**12))
+    assert len(found.tokens[0]) == 11
+
+
 def test_training_mode_comes_back(model: Decoder) -> None:
     model.train()
     generate(model, [[1]], GenerationConfig(max_new_tokens=1))
@@ -117,9 +130,24 @@ def test_training_mode_comes_back(model: Decoder) -> None:
         ({"top_k": 0}, "top_k must be an integer >= 1 or None, got 0"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be > 0 and finite"),
+        ({"lookup": -1}, "lookup must be an integer >= 0, got -1"),
+        ({"lookup": True}, "lookup must be an integer >= 0, got True"),
         ({"beams": 0}, "beams must be an integer >= 1"),
         ({"beams": 2, "temperature": 1.0}, "temperature must be 0 with beams"),
         ({"stop": ((),)}, "stop must hold sequences of at least one token"),
+        ({"stop": ("x",)}, "stop must be sequences of integers, got \\('x',\\)"),
+        ({"stop": (5,)}, "stop must be sequences of integers, got \\(5,\\)"),
+        ({"stop": ((2**63,),)}, "stop must be sequences of integers"),
+        ({"stop": None}, "stop must be sequences of integers, got None"),
+        ({"eos_ids": 2}, "eos_ids must be a sequence of integers or None, got 2"),
+        ({"eos_ids": (1.0,)}, "eos_ids must be a sequence of integers or None"),
+        ({"temperature": "1"}, "temperature must be >= 0 and finite, got '1'"),
+        ({"temperature": None}, "temperature must be >= 0 and finite, got None"),
+        ({"top_p": "all"}, r"top_p must be in \(0, 1\], got 'all'"),
+        ({"repetition_penalty": [1.0]}, "repetition_penalty must be > 0 and finite"),
+        ({"length_penalty": "long"}, "length_penalty must be finite, got 'long'"),
+        ({"seed": 0.5}, "seed must be an integer below .* got 0.5"),
+        ({"seed": 2**64}, "seed must be an integer below 2\\*\\*63"),
     ],
 )
 def test_bad_settings(given: dict[str, object], message: str) -> None:
@@ -132,7 +160,7 @@ def test_bad_prompts(model: Decoder) -> None:
         generate(model, [[1], []])
     with pytest.raises(InvalidInputError, match="ids must be integers"):
         generate(model, torch.ones(1, 2))
-    with pytest.raises(InvalidInputError, match="attention_mask must have the shape"):
+    with pytest.raises(InvalidInputError, match=r"attention_mask must be \(B, T\) = \(1, 2\), got \(1, 3\)"):
         generate(model, torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 3))
     with pytest.raises(InvalidInputError, match="attention_mask must be None where ids are lists"):
         generate(model, [[1]], attention_mask=torch.ones(1, 1))
