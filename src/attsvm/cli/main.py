@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attsvm import __version__
-from attsvm.cli import compare_rnn, generate, inspect, report, reproduce, solve, verify
+from attsvm.cli import compare, compare_rnn, doctor, generate, inspect, report, reproduce, serve, solve, verify
 from attsvm.cli.exits import exit_code
 from attsvm.cli.terminal import complain
 from attsvm.errors import AttSVMError
@@ -25,12 +25,15 @@ app = typer.Typer(
 )
 app.command("verify")(verify.verify_command)
 app.command("inspect")(inspect.inspect_command)
+app.command("compare")(compare.compare_command)
+app.command("serve")(serve.serve_command)
 app.command("solve")(solve.solve_command)
 app.command("reproduce")(reproduce.reproduce_command)
 app.command("generate")(generate.generate_command)
 app.command("translate")(generate.translate_command)
 app.command("compare-rnn")(compare_rnn.compare_rnn_command)
 app.command("report")(report.report_command)
+app.command("doctor")(doctor.doctor_command)
 
 
 def _version(wanted: bool) -> None:

@@ -178,12 +178,9 @@ def _find(
         checkpoint=place / "measures.safetensors",
         tell=lambda done, total: tell("measure", done, total, "texts"),
     )
-    plan = sample_plan(
-        corpus,
-        max_queries=max(1, config.max_queries),
-        max_heldout=max(1, config.max_queries // 2),
-        n_shown=config.n_shown,
-    )
+    most, notes = _affordable(corpus, config.max_queries)
+    corpus = dataclasses.replace(corpus, notes=(*corpus.notes, *notes))
+    plan = sample_plan(corpus, max_queries=most, max_heldout=max(1, most // 2), n_shown=config.n_shown)
     if not (samples / "shown.safetensors").exists():
         sample(
             loaded,

@@ -88,7 +88,8 @@ class ModuleSums:
         """Add other windows; ``to`` says which column here each of its columns is, ``complete`` is windows by text."""
         self.moments.sums += other.moments.sums
         self.chances += other.chances
-        self.tokens[:, to] += other.tokens[:, : to.size]
+        known = min(to.size, other.tokens.shape[1])
+        self.tokens[:, to[:known]] += other.tokens[:, :known]
         self._grow(other.seen.size)
         self.seen[: other.seen.size] |= other.seen
         for text, (count, y, n) in other.open.items():
