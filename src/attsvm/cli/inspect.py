@@ -102,7 +102,7 @@ def inspect_command(
         device=device,
         dtype=dtype,
     )
-    texts = _texts(data, text, text_file, text_column, target, n_texts)
+    texts = _texts(data, text, text_file, text_column)[:n_texts]
     folder = RunFolder(output_dir if output_dir is not None else _free_folder(model))
     try:
         with Bars(quiet=quiet) as bars:
@@ -111,6 +111,7 @@ def inspect_command(
                 model,
                 tokenizer,
                 texts,
+                targets=target or None,
                 config=config,
                 command=_command(),
                 overwrite=overwrite,
@@ -144,8 +145,6 @@ def _texts(
     text: list[str] | None,
     text_file: Path | None,
     text_column: str | None,
-    target: list[str] | None,
-    n_texts: int,
 ) -> list[Any]:
     """What to look at: the given texts, the file, or the sample."""
     given = sum((data is not None, bool(text), text_file is not None))
@@ -153,21 +152,9 @@ def _texts(
         raise InvalidInputError("inspect: texts must come from DATA or from --text and --text-file, got both.")
     if text_column is not None and (data is None or Path(data).suffix.lower() not in _TABLES):
         raise InvalidInputError(f"inspect: --text-column must come with a table as DATA, got {data}.")
-    found: list[Any]
     if data is not None:
-        found = _of_data(Path(data), text_column)
-    elif given:
-        found = list(read_texts(text or [], text_file, where="inspect"))
-    else:
-        found = list(load_sample().texts)
-    found = found[:n_texts]
-    if target:
-        if len(target) != len(found):
-            raise InvalidInputError(
-                f"inspect: --target must be given once for each text, got {len(target)} for {len(found)}."
-            )
-        found = list(zip(found, target, strict=True))
-    return found
+        return _of_data(Path(data), text_column)
+    return list(read_texts(text or [], text_file, where="inspect") if given else load_sample().texts)
 
 
 def _of_data(path: Path, text_column: str | None) -> list[Any]:

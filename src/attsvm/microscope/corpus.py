@@ -99,9 +99,10 @@ def _check_texts(
     for at, text in enumerate(texts):
         parts = text if isinstance(text, tuple) else (text,)
         if not 1 <= len(parts) <= 2 or not all(isinstance(part, str) for part in parts):
-            raise InvalidInputError(
-                f"{_WHERE}: texts must be strings or pairs of strings, got {type(text).__name__} at {at}."
-            )
+            is_file = isinstance(text, Path)
+            got = f"the file {text}" if is_file else type(text).__name__
+            hint = f"; {loaded.family} does not see pictures" if is_file else ""
+            raise InvalidInputError(f"{_WHERE}: texts must be strings or pairs of strings, got {got} at {at}{hint}.")
         if not all(parts):
             raise InvalidInputError(f"{_WHERE}: texts must not be empty, got one that is at {at}.")
         sources.append(tuple(well_formed(part) for part in parts))

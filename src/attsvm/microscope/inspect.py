@@ -48,6 +48,7 @@ def inspect(
     tokenizer: Any = None,
     texts: Sequence[Text] = (),
     *,
+    targets: Sequence[str] | None = None,
     output_dir: Path | str | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -61,7 +62,10 @@ def inspect(
     tokenizer
         Its tokenizer; default the one that lies beside the model.
     texts
-        Texts, or pairs (source, target) for an encoder-decoder, or paths of pictures for a vision model.
+        Texts, or paths of pictures for a vision model; a pair of texts is two segments to an encoder, and a text with
+        its target to an encoder-decoder.
+    targets
+        What the decoder of an encoder-decoder reads for each text; default what the model itself writes.
     output_dir
         Folder that keeps intermediate results and the records; a run that was interrupted goes on there. Default: a
         temporary one, and the records stay in memory.
@@ -92,7 +96,7 @@ def inspect(
         path = stack.enter_context(tempfile.TemporaryDirectory()) if output_dir is None else output_dir
         folder = RunFolder(Path(path) / "run" if output_dir is None else path)
         config = InspectConfig.checked(**settings)
-        return inspect_into(folder, model, tokenizer, texts, config=config, progress=progress)
+        return inspect_into(folder, model, tokenizer, texts, targets=targets, config=config, progress=progress)
 
 
 def inspect_into(
@@ -101,6 +105,7 @@ def inspect_into(
     tokenizer: Any,
     texts: Sequence[Text],
     *,
+    targets: Sequence[str] | None = None,
     config: InspectConfig,
     command: str = "",
     overwrite: bool = False,
@@ -112,7 +117,7 @@ def inspect_into(
     ----------
     folder
         Where; new, or an unfinished run of the same settings, which goes on.
-    model, tokenizer, texts
+    model, tokenizer, texts, targets
         As in :func:`inspect`.
     config
         The settings.
@@ -135,7 +140,7 @@ def inspect_into(
     )
     modules = attention_modules(loaded.model)
     chosen = chosen_heads(modules, config)
-    corpus = read_corpus(loaded, texts, max_tokens=config.max_tokens, special=config.special)
+    corpus = read_corpus(loaded, texts, targets=targets, max_tokens=config.max_tokens, special=config.special)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {"kind": "inspect", "name": folder.path.name, "command": command, "seed": config.seed}
     about |= {"versions": package_versions("torch", "numpy", "numba", "transformers", "safetensors")}

@@ -17,7 +17,7 @@ from torch import Tensor
 from attsvm.microscope.heads import Space, head_problem
 from attsvm.microscope.sampled import TRAIN, ModuleSample
 from attsvm.selection import TokenSelection, correlation
-from attsvm.solvers import solve
+from attsvm.solvers import Status, solve
 
 if TYPE_CHECKING:
     from attsvm.microscope.residual import ResidualHead
@@ -121,6 +121,8 @@ def split_soft(
         max_seconds=max_seconds,
         on_failure="ignore",
     )
+    if found.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     usable = bool(np.isfinite(found.upper_bound)) and bool(found.W.any())
     return SoftSplit(
         queries=len(rows),

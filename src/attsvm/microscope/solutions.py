@@ -223,7 +223,10 @@ def solve_head(
 
 
 def _solve(posed: HeadProblem, norm: HeadNorm, tol: float, max_seconds: float) -> Solution:
-    return solve(posed.problem, norm, tol=tol, max_seconds=max_seconds, on_failure="ignore")
+    solution = solve(posed.problem, norm, tol=tol, max_seconds=max_seconds, on_failure="ignore")
+    if solution.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt  # what was found so far must not count as the head's solution
+    return solution
 
 
 def _usable(solution: Solution) -> bool:
