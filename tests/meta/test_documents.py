@@ -34,6 +34,12 @@ RUN_BY = {
         "tests/cli/test_documents.py"
     ),
     "attsvm verify data.npz --output-dir runs/arrays": "tests/cli",
+    'attsvm inspect path/to/model --text "The black cat ate the mouse." --output-dir runs/inspect': (
+        "tests/cli/test_inspect.py"
+    ),
+    "attsvm compare runs/base runs/tuned": "tests/cli/test_compare.py",
+    "attsvm serve path/to/model": "tests/cli/test_serve.py",
+    "attsvm doctor path/to/model": "tests/cli/test_doctor.py",
     "attsvm report runs/reviews": "tests/cli",
     "attsvm solve problem.npz --output-dir runs/problem": "tests/cli/test_documents.py",
     "attsvm solve problem.npz --norm nuc --tol 1e-8 --output-dir runs/nuclear": "tests/cli/test_documents.py",
