@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +15,16 @@ from torch import nn
 from attsvm.data.cache import EmbeddingCache
 from attsvm.data.embedded_text import EmbeddedText, Float32Array, RaggedEmbedding, check_texts, pad
 from attsvm.data.files import well_formed
-from attsvm.data.model_files import MODEL_FILES, check_model_folder, default_model_path, model_identity
+from attsvm.data.hub import (
+    DTYPES,
+    check_options,
+    locate,
+    no_transformers,
+    quiet_transformers,
+    reason_of,
+    reserved_positions,
+)
+from attsvm.data.model_files import check_model_folder, model_identity
 from attsvm.errors import InvalidInputError, UnsupportedError
 
 __all__ = ["CHUNK_SIZE", "embed_text"]
@@ -26,7 +32,6 @@ __all__ = ["CHUNK_SIZE", "embed_text"]
 CHUNK_SIZE = 256
 """Texts per cache entry; an interrupted run loses at most this many."""
 
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 _NO_LIMIT = 512  # tokens, for models that state no limit of their own
 _WHERE = "embed_text"
 
@@ -87,10 +92,10 @@ def embed_text(
     interrupted call goes on where it stopped and a repeated one does not load the model.
     """
     check_texts(texts, _WHERE)
-    _check_options(batch_size, device, dtype)
+    check_options(batch_size=batch_size, device=device, dtype=dtype, where=_WHERE)
     texts = [well_formed(text) for text in texts]
-    folder, model_name = _locate(model)
-    check_model_folder(folder)
+    folder, model_name = locate(model, where=_WHERE)
+    check_model_folder(folder, where=_WHERE)
     cache = EmbeddingCache(cache_dir)
     recipe = {
         "model": model_identity(folder, cache),
@@ -106,7 +111,7 @@ def embed_text(
         key = cache.key(recipe, chunk)
         part = cache.load(key)
         if part is None:
-            encoder = encoder or _Encoder(folder, layer, max_tokens, torch.device(device), _DTYPES[dtype])
+            encoder = encoder or _Encoder(folder, layer, max_tokens, torch.device(device), DTYPES[dtype])
             part = encoder.encode(chunk, batch_size, partial(_report_from, progress, start, len(texts)))
             cache.store(key, part)
         else:
@@ -128,14 +133,14 @@ class _Encoder:
     ) -> None:
         self.layer = layer
         self.device = device
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(_WHERE), torch.random.fork_rng(devices=[]):
             self.tokenizer = _load_tokenizer(folder)
             self.model = _load_model(folder, dtype).to(device)
         self.max_tokens = self._limit(max_tokens)
 
     def encode(self, texts: Sequence[str], batch_size: int, advance: Callable[[int], None]) -> RaggedEmbedding:
         """Embed texts, the longest first, in batches of similar length."""
-        with _quiet():
+        with quiet_transformers(_WHERE):
             encodings = self.tokenizer(
                 list(texts), truncation=True, max_length=self.max_tokens, split_special_tokens=True
             ).encodings
@@ -168,7 +173,7 @@ class _Encoder:
         lengths = torch.tensor([len(row) for row in ids], device=self.device)
         attention_mask = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
         try:
-            with torch.inference_mode(), _quiet():
+            with torch.inference_mode(), quiet_transformers(_WHERE):
                 output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         except torch.OutOfMemoryError as error:
             raise UnsupportedError(
@@ -210,35 +215,11 @@ class _Encoder:
         limits = [int(self.tokenizer.model_max_length)]
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if isinstance(positions, int) and positions > 0:
-            limits.append(positions - _reserved_positions(self.model))
+            limits.append(positions - reserved_positions(self.model))
         taken = min(limits)
         if taken > 10**9:  # how tokenizers write "no limit"
             return asked or _NO_LIMIT
         return min(taken, asked or taken)
-
-
-def _reserved_positions(model: nn.Module) -> int:
-    """Positions that cannot be used: RoBERTa and its kin number them from padding_idx + 1."""
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    reserved = [
-        table.padding_idx + 1 for table in tables if isinstance(table, nn.Embedding) and table.padding_idx is not None
-    ]
-    return max(reserved, default=0)
-
-
-def _check_options(batch_size: int, device: str, dtype: str) -> None:
-    if batch_size < 1:
-        raise InvalidInputError(f"{_WHERE}: batch_size must be at least 1, got {batch_size}.")
-    if dtype not in _DTYPES:
-        raise InvalidInputError(f"{_WHERE}: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError) as error:
-        raise InvalidInputError(f"{_WHERE}: device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}.") from error
-    if kind not in ("cpu", "cuda"):
-        raise InvalidInputError(f"{_WHERE}: device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}.")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError(f"{_WHERE}: device must be 'cpu' on this machine, got {device!r}: no GPU is usable.")
 
 
 def _version(package: str) -> str | None:
@@ -248,52 +229,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _locate(model: str | Path | None) -> tuple[Path, str]:
-    """The model's folder on this machine, and its name for people."""
-    if model is None:
-        return default_model_path(), "all-MiniLM-L6-v2"
-    name = str(model)
-    with suppress(OSError, RuntimeError):  # a name too long for the file system; "~nobody"
-        path = Path(model).expanduser()
-        if path.exists():
-            return path, name
-    if isinstance(model, Path) or name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or not name:
-        raise InvalidInputError(f"{_WHERE}: model must be an existing folder or a Hub id, got {name!r}.")
-    return _download(name), name
-
-
-def _download(name: str) -> Path:
-    """The folder of a model of the Hub, fetched if need be: configuration, tokenizer and safetensors weights."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise _no_transformers() from error
-    offline = any(
-        os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
-        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-    try:
-        with _quiet():
-            return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES), local_files_only=offline))
-    except (OSError, ValueError, RuntimeError) as error:
-        state = (
-            "the Hub is switched off (HF_HUB_OFFLINE) and it was not downloaded before" if offline else _first(error)
-        )
-        raise InvalidInputError(
-            f"{_WHERE}: model must be a folder or a model that the Hub gives, got {name!r} ({state}). "
-            "Hint: pass the path of a folder with config.json, tokenizer.json and model.safetensors."
-        ) from error
-
-
 def _load_tokenizer(folder: Path) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise _no_transformers() from error
+        raise no_transformers(_WHERE) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
-        raise InvalidInputError(f"{_WHERE}: model must have a tokenizer, got {folder} ({_first(error)}).") from error
+        raise InvalidInputError(f"{_WHERE}: model must have a tokenizer, got {folder} ({reason_of(error)}).") from error
     if not tokenizer.is_fast:
         raise UnsupportedError(
             f"{_WHERE}: model must have a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}. "
@@ -316,7 +260,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
         )
     except Exception as error:  # whatever a damaged file or a foreign architecture makes transformers raise
         raise InvalidInputError(
-            f"{_WHERE}: model must be a text model that transformers loads, got {folder} ({_first(error)})."
+            f"{_WHERE}: model must be a text model that transformers loads, got {folder} ({reason_of(error)})."
         ) from error
     # A pooler stands behind the hidden states; many checkpoints leave it out.
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
@@ -329,45 +273,4 @@ def _load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     module: nn.Module = model.eval()
-    return module
-
-
-def _no_transformers() -> UnsupportedError:
-    return UnsupportedError(
-        f"{_WHERE}: transformers must be installed, and it is not. Hint: pip install 'attsvm[hf]', or use --model none."
-    )
-
-
-def _first(error: Exception) -> str:
-    """First line of an error's text: those of transformers go on for a page."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the log, the progress bars and the warnings of transformers, and put all back as it was."""
-    try:
-        from huggingface_hub import utils
-        from transformers.utils import logging
-    except ImportError as error:
-        raise _no_transformers() from error
-    hub, log = _untyped(utils), _untyped(logging)
-    verbosity, bar, hub_bar = log.get_verbosity(), log.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            log.set_verbosity_error()
-            log.disable_progress_bar()
-            hub.disable_progress_bars()
-            yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bar:
-            log.enable_progress_bar()
-        if hub_bar:
-            hub.enable_progress_bars()
-
-
-def _untyped(module: object) -> Any:
     return module

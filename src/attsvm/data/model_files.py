@@ -24,8 +24,10 @@ MODEL_FILES = (
     "special_tokens_map.json",
     "spiece.model",
     "sentencepiece*.model",
+    "preprocessor_config.json",
+    "generation_config.json",
 )
-"""Patterns of the files that make an encoder, weights in safetensors only."""
+"""Patterns of the files that make a model, weights in safetensors only."""
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -50,7 +52,7 @@ def default_model_path() -> Path:
     )
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, where: str) -> None:
     """Make sure that ``folder`` holds a model with safetensors weights.
 
     Raises
@@ -61,18 +63,18 @@ def check_model_folder(folder: Path) -> None:
         If its weights are pickled: to unpickle a file is to run what is in it.
     """
     if not folder.is_dir():
-        raise InvalidInputError(f"embed_text: model must be the folder of a model, got the file {folder}.")
+        raise InvalidInputError(f"{where}: model must be the folder of a model, got the file {folder}.")
     if not (folder / "config.json").is_file():
-        raise InvalidInputError(f"embed_text: model must be the folder of a model, got {folder} without config.json.")
+        raise InvalidInputError(f"{where}: model must be the folder of a model, got {folder} without config.json.")
     if any(folder.glob("model*.safetensors")):
         return
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise UnsupportedError(
-            f"embed_text: model must have safetensors weights, got only {pickled[0]} in {folder}, which is a pickle "
+            f"{where}: model must have safetensors weights, got only {pickled[0]} in {folder}, which is a pickle "
             "and is never opened. Hint: use a revision or a copy of the model with model.safetensors."
         )
-    raise InvalidInputError(f"embed_text: model must have safetensors weights, got {folder} with none.")
+    raise InvalidInputError(f"{where}: model must have safetensors weights, got {folder} with none.")
 
 
 def model_identity(folder: Path, cache: EmbeddingCache) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from attsvm.data.files import well_formed
+from attsvm.data.hub import quiet_transformers
 from attsvm.errors import InvalidInputError, UnsupportedError
 from attsvm.microscope.display import align, in_place, is_byte, spell, spelling_of, visible, word_numbers, words_of
-from attsvm.microscope.loading import Loaded, quiet
+from attsvm.microscope.loading import Loaded
 from attsvm.microscope.pictures import picture_format, read_picture
 from attsvm.microscope.windows import Batch, Corpus, Piece, Special, Window, batches, content_key
 
@@ -183,7 +184,7 @@ class _Reader:
         self.spelled: dict[int, str] = {}
         self.notes: list[str] = []
         self.n_windowed = self.n_truncated = 0
-        with quiet():
+        with quiet_transformers(_WHERE):
             self._learn_frame(probe)
         self.limit = self._limit(max_tokens, loaded.n_ctx)
         self.body = self.limit - len(self.before) - len(self.after)
@@ -199,7 +200,7 @@ class _Reader:
     def read(self, sources: list[tuple[str, ...]], targets: list[str] | None, special: Special) -> Corpus:
         """All texts."""
         windows: list[Window] = []
-        with quiet():
+        with quiet_transformers(_WHERE):
             for at, source in enumerate(sources):
                 given = targets[at] if targets is not None else None
                 windows += self._windows(at, source, given)

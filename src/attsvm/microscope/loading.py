@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from attsvm.data.embeddings import _DTYPES, _check_options, _first, _locate, _quiet, _reserved_positions
+from attsvm.data.hub import DTYPES, check_options, locate, quiet_transformers, reason_of, reserved_positions
 from attsvm.data.model_files import check_model_folder
 from attsvm.errors import InvalidInputError, UnsupportedError
 
-__all__ = ["Loaded", "load", "quiet"]
+__all__ = ["Loaded", "load"]
 
 _WHERE = "inspect"
 _TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "merges.txt", "spiece.model", "sentencepiece*.model", "*.tiktoken")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
 _UNLIMITED = 10**9  # tokenizers write "no limit" as a number beyond it
 _SPARE_ROWS = 1024  # embeddings that no token uses, to round their number up
-
-quiet = _quiet
-"""Silences the log, the progress bars and the warnings of transformers for a block."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +90,7 @@ class Loaded:
     @property
     def first_position(self) -> int:
         """Position of the first token: RoBERTa and its kin begin behind the position of padding."""
-        return _reserved_positions(self.model)
+        return reserved_positions(self.model)
 
     def takes(self, name: str) -> bool:
         """Whether the model's ``forward`` has an argument of this name."""
@@ -137,42 +133,27 @@ def load(
         If transformers is not installed, the weights are pickled, the model has code of its own or reads neither texts
         nor pictures.
     """
-    with _named():
-        asked = dtype if dtype is None or isinstance(dtype, str) else str(dtype).removeprefix("torch.")
-        _check_options(1, device or "cpu", asked or "float32")
-        kind: torch.dtype | None = _DTYPES[asked] if asked else None
-        if isinstance(model, nn.Module):
-            module, place, name = _given(model, device, kind), None, _name_of(model)
-        else:
-            if not isinstance(model, str | Path):
-                raise InvalidInputError(
-                    f"{_WHERE}: model must be a model of transformers, a path or an id, got {type(model).__name__}."
-                )
-            place, name = _locate(model)
-            module = _load_model(place, kind or torch.float32).to(device or "cpu")
-        family = str(_config(module).model_type)
-        _check_input(module)
-        _check_weights(module)
-        loaded = Loaded(model=module, tokenizer=None, name=name, family=family)
-        if loaded.sees_pictures:
-            return Loaded(
-                model=module, tokenizer=None, name=name, family=family, processor=_processor(tokenizer, place)
+    asked = dtype if dtype is None or isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    check_options(batch_size=1, device=device or "cpu", dtype=asked or "float32", where=_WHERE)
+    kind: torch.dtype | None = DTYPES[asked] if asked else None
+    if isinstance(model, nn.Module):
+        module, place, name = _given(model, device, kind), None, _name_of(model)
+    else:
+        if not isinstance(model, str | Path):
+            raise InvalidInputError(
+                f"{_WHERE}: model must be a model of transformers, a path or an id, got {type(model).__name__}."
             )
-        loaded = Loaded(model=module, tokenizer=_tokenizer(tokenizer, place), name=name, family=family)
-        _check_tokenizer(loaded)
-        return loaded
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """Errors of what is shared with embed_text, under this name."""
-    try:
-        yield
-    except (InvalidInputError, UnsupportedError) as error:
-        start, _, rest = str(error).partition(": ")
-        if start == "embed_text":
-            raise type(error)(f"{_WHERE}: {rest}") from error
-        raise
+        place, name = locate(model, where=_WHERE)
+        module = _load_model(place, kind or torch.float32).to(device or "cpu")
+    family = str(_config(module).model_type)
+    _check_input(module)
+    _check_weights(module)
+    loaded = Loaded(model=module, tokenizer=None, name=name, family=family)
+    if loaded.sees_pictures:
+        return Loaded(model=module, tokenizer=None, name=name, family=family, processor=_processor(tokenizer, place))
+    loaded = Loaded(model=module, tokenizer=_tokenizer(tokenizer, place), name=name, family=family)
+    _check_tokenizer(loaded)
+    return loaded
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -207,8 +188,8 @@ def _load_model(place: Path, dtype: torch.dtype) -> nn.Module:
     """A model from files of this machine, in evaluation mode."""
     gguf = place.is_file() and place.suffix == ".gguf"
     if not gguf:
-        check_model_folder(place)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+        check_model_folder(place, where=_WHERE)
+    with quiet_transformers(_WHERE), torch.random.fork_rng(devices=[]):
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "dtype": dtype}
@@ -242,10 +223,12 @@ def _attempt(place: Path, auto: Any, source: str, **given: Any) -> Any:
     try:
         return auto.from_pretrained(source, **given)
     except ImportError as error:
-        raise UnsupportedError(f"{_WHERE}: {place.name} needs a package that is missing ({_first(error)}).") from error
+        raise UnsupportedError(
+            f"{_WHERE}: {place.name} needs a package that is missing ({reason_of(error)})."
+        ) from error
     except Exception as error:  # whatever a damaged file or a foreign architecture makes transformers raise
         raise InvalidInputError(
-            f"{_WHERE}: model must be one that transformers loads, got {place} ({_first(error)})."
+            f"{_WHERE}: model must be one that transformers loads, got {place} ({reason_of(error)})."
         ) from error
 
 
@@ -292,7 +275,7 @@ def _tokenizer(given: Any, place: Path | None) -> Any | None:
             )
         return given
     if given is not None:
-        place = _locate(given)[0]
+        place = locate(given, where=_WHERE)[0]
     elif place is None or (place.is_dir() and not any(any(place.glob(name)) for name in _TOKENIZER_FILES)):
         return None
     assert place is not None
@@ -300,27 +283,27 @@ def _tokenizer(given: Any, place: Path | None) -> Any | None:
     source = place
     if place.suffix == ".gguf":
         source, files = place.parent, {"gguf_file": place.name}
-    with _quiet():
+    with quiet_transformers(_WHERE):
         from transformers import AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False, **files)
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
             raise InvalidInputError(
-                f"{_WHERE}: tokenizer must be one that transformers loads, got {place} ({_first(error)})."
+                f"{_WHERE}: tokenizer must be one that transformers loads, got {place} ({reason_of(error)})."
             ) from error
 
 
 def _processor(given: Any, place: Path | None) -> Any | None:
     if given is not None and not isinstance(given, str | Path):
         return given
-    folder = _locate(given)[0] if given is not None else place
+    folder = locate(given, where=_WHERE)[0] if given is not None else place
     if folder is None or not (folder / "preprocessor_config.json").is_file():
         return None
     try:
         content = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{_WHERE}: preprocessor_config.json must be JSON, got {_first(error)}.") from error
+        raise InvalidInputError(f"{_WHERE}: preprocessor_config.json must be JSON, got {reason_of(error)}.") from error
     if not isinstance(content, dict):
         raise InvalidInputError(
             f"{_WHERE}: preprocessor_config.json must hold one object, got {type(content).__name__}."

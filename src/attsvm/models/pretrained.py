@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from attsvm.data.hub import quiet_hub, quiet_transformers, reason_of
 from attsvm.errors import AttSVMError, InvalidInputError, UnsupportedError
 from attsvm.models.checkpoint_names import Family, Weight
-from attsvm.models.pretrained_tokenizer import quiet_hub, quiet_transformers, reason_of
 
 __all__ = ["FAMILY_HOMES", "family_of", "from_pretrained", "save_pretrained"]
 

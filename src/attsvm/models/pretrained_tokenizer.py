@@ -1,17 +1,15 @@
-"""The tokenizer that travels with a checkpoint, and transformers without its chatter."""
+"""The tokenizer that travels with a checkpoint."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attsvm.errors import InvalidInputError, UnsupportedError
+from attsvm.data.hub import no_transformers, quiet_transformers, reason_of
+from attsvm.errors import InvalidInputError
 
-__all__ = ["TextTokenizer", "quiet_hub", "quiet_transformers", "reason_of"]
+__all__ = ["TextTokenizer"]
 
 
 class TextTokenizer:
@@ -36,9 +34,7 @@ class TextTokenizer:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            raise UnsupportedError(
-                "TextTokenizer: transformers must be installed, and it is not. Hint: pip install 'attsvm[hf]'."
-            ) from error
+            raise no_transformers("TextTokenizer") from error
         place = Path(path)
         given: dict[str, Any] = {"trust_remote_code": False}
         source = str(path)
@@ -65,42 +61,3 @@ class TextTokenizer:
 
     def __len__(self) -> int:
         return len(self._tokenizer)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the log, the progress bars and the warnings of transformers, and put all back as it was."""
-    with warnings.catch_warnings(), quiet_hub():
-        warnings.simplefilter("ignore")
-        log: Any = import_module("transformers.utils.logging")
-        gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
-        verbosity, bars, gguf_bar = log.get_verbosity(), log.is_progress_bar_enabled(), gguf.tqdm
-        try:
-            log.set_verbosity_error()
-            log.disable_progress_bar()
-            gguf.tqdm = lambda items, **_: items  # this one asks nobody whether it may be shown
-            yield
-        finally:
-            gguf.tqdm = gguf_bar
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()
-
-
-@contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Silence the progress bars of downloads, and put them back as they were."""
-    hub: Any = import_module("huggingface_hub.utils")
-    bars = not hub.are_progress_bars_disabled()
-    hub.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if bars:
-            hub.enable_progress_bars()
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error's text, as the end of a sentence: those of transformers go on for a page."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
