@@ -174,6 +174,22 @@ class HeadAtlas:
             rows.append(row)
         return pandas.DataFrame(rows).set_index("label")
 
+    def layers(self) -> pandas.DataFrame:
+        """One row for each kind and layer: the mean of every measure over its heads, and a 95 % interval.
+
+        The interval is the mean of the heads' intervals. It covers at least what it says, whatever the heads have in
+        common: the standard deviation of a mean is no larger than the mean of the standard deviations.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        heads = self.to_dataframe().drop(columns=["head", "kv_head", "head_kind"])
+        numbers = heads.set_index(["kind", "layer"]).apply(lambda column: column.astype(float))
+        means: pandas.DataFrame = numbers.groupby(level=["kind", "layer"], sort=False).mean()
+        return means
+
     # ---------------------------------------------------------------- disk
 
     def save(self, path: Path | str) -> Path:

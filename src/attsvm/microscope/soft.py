@@ -26,7 +26,7 @@ __all__ = ["SoftSplit", "split_soft"]
 
 SHARE = 0.5
 """A token is kept if its weight is at least this share of the largest."""
-MOST_QUERIES = 64
+MOST_QUERIES = 32
 MOST_PAIRS = 300
 MOST_ROWS = 8_000
 """Queries times keys of the solve."""

@@ -244,6 +244,11 @@ def test_an_atlas_goes_to_disk_and_back(tmp_path: Path) -> None:
     frame = atlas.to_dataframe()
     assert list(frame.index) == list(atlas.labels)
     assert frame.loc["L0.H1", "entropy"] == atlas["L0.H1"]["entropy"]
+    layers = atlas.layers()
+    assert list(layers.index) == [("encoder", 0), ("encoder", 1)]
+    mean = np.mean([atlas[f"L1.H{head}"]["entropy"] for head in range(4)])
+    assert layers.loc[("encoder", 1), "entropy"] == pytest.approx(mean)
+    assert layers.loc[("encoder", 1), "entropy_low"] < mean < layers.loc[("encoder", 1), "entropy_high"]
     assert atlas.report(tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     frame_html = atlas._repr_html_()
     assert frame_html.startswith("<iframe srcdoc=")
