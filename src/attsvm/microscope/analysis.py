@@ -173,7 +173,9 @@ def _analyse_one(job: HeadJob, module: _Module, folder: Path, shown: Sequence[in
         if found[0].W is not None:
             arrays |= twin_arrays(sample, job.head, found[0], shown=shown, residual=job.residual)
     space: Space = "score" if job.residual is None else "residual"
-    soft = split_soft(sample, job.head, space=space, residual=job.residual, max_seconds=settings.max_seconds)
+    soft = None
+    if job.wanted:
+        soft = split_soft(sample, job.head, space=space, residual=job.residual, max_seconds=settings.max_seconds)
     write_arrays(folder / f"{job.label}.safetensors", arrays)
     record = {"solutions": [solution.record() for solution in found], "spectra": spectra}
     write_json(folder / f"{job.label}.json", record | {"soft": None if soft is None else soft.record()})

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from attsvm.errors import AttSVMError, InvalidInputError, RecordError
-from attsvm.microscope.analysis import HeadJob, wanted_solutions
+from attsvm.microscope.accumulate import Accumulator
+from attsvm.microscope.analysis import HeadJob, Wanted, wanted_solutions
 from attsvm.microscope.atlas import HeadAtlas
 from attsvm.microscope.calls import ModuleInfo
 from attsvm.microscope.capture import attention_modules
@@ -24,7 +25,7 @@ from attsvm.microscope.config import InspectConfig, chosen_heads
 from attsvm.microscope.corpus import read_corpus
 from attsvm.microscope.loading import Loaded, load
 from attsvm.microscope.passes import measure, sample
-from attsvm.microscope.plan import sample_plan
+from attsvm.microscope.plan import SamplePlan, sample_plan
 from attsvm.microscope.residual import ResidualHead, residual_heads
 from attsvm.microscope.result import Found, atlas_of
 from attsvm.microscope.solutions import SolutionSettings
@@ -40,6 +41,9 @@ Progress = Callable[[str, float, float, str], None]
 MOST_ROWS = 40_000
 """Queries times keys of the max-margin problem of a head; minutes a head would be needed for many more."""
 
+DEFAULT_QUERIES = 600
+
+Residual = list[ResidualHead] | str
 Text = str | tuple[str, str] | Path
 
 
@@ -130,6 +134,7 @@ def inspect_into(
     """
     tell = progress or (lambda task, done, total, note: None)
     began = time.monotonic()
+    _check_folder(folder, overwrite)
     # A model that is loaded already stays where and what it is.
     own = isinstance(model, torch.nn.Module)
     loaded = load(
@@ -140,68 +145,81 @@ def inspect_into(
     )
     modules = attention_modules(loaded.model)
     chosen = chosen_heads(modules, config)
+    residual = {index: _residual(loaded, modules[index]) for index in chosen}
+    wanted = _wanted(config, residual)
     corpus = read_corpus(loaded, texts, targets=targets, max_tokens=config.max_tokens, special=config.special)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {"kind": "inspect", "name": folder.path.name, "command": command, "seed": config.seed}
     about |= {"versions": package_versions("torch", "numpy", "numba", "transformers", "safetensors")}
     about |= {"commit": source_commit(), "created": created}
     settings = {**about, "config": config.model_dump(mode="json"), "input": _fingerprint(loaded, corpus)}
-    _check_folder(folder, settings, overwrite)
+    _check_same(folder, settings, overwrite)
     with folder.lock():
         if overwrite:
             folder.clear()
             folder.create()
         folder.write_config(settings)
-        found = _find(folder, loaded, modules, chosen, corpus, config, tell)
+        place = folder.checkpoint
+        sums, plan, corpus = _run_model(
+            loaded, {index: modules[index] for index in chosen}, corpus, config, place, tell
+        )
+        found = Found(
+            loaded=loaded,
+            corpus=corpus,
+            plan=plan,
+            modules=kept,
+            chosen=chosen,
+            reasons={index: one if isinstance(one, str) else None for index, one in residual.items()},
+            wanted=wanted,
+            sums=sums,
+            check=_checked(loaded, corpus, place / "check.json"),
+            folder=place,
+        )
+        _solve(found, residual, config, tell)
         atlas = atlas_of(found, {**about, "seconds": {"total": time.monotonic() - began}}, settings)
         atlas.write(folder)
     return atlas
 
 
-def _find(
-    folder: RunFolder,
+def _run_model(
     loaded: Loaded,
-    modules: list[ModuleInfo],
-    chosen: dict[int, tuple[int, ...]],
+    modules: dict[int, ModuleInfo],
     corpus: Corpus,
     config: InspectConfig,
+    place: Path,
     tell: Progress,
-) -> Found:
-    """All the work: the check, the two passes, the solves; what an earlier try left is used."""
-    place = folder.checkpoint
-    samples, heads = place / "samples", place / "heads"
-    for path in (samples, heads):
-        path.mkdir(parents=True, exist_ok=True)
-    kept = {index: modules[index] for index in chosen}
-    check = _checked(loaded, corpus, place / "check.json")
+) -> tuple[Accumulator, SamplePlan, Corpus]:
+    """The two passes; what an earlier try left is used. The corpus comes back with notes on the sample."""
+    samples = place / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
     sums = measure(
         loaded,
         corpus,
-        kept.values(),
+        modules.values(),
         batch_size=config.batch_size,
         special=config.special,
         checkpoint=place / "measures.safetensors",
         tell=lambda done, total: tell("measure", done, total, "texts"),
     )
     most, notes = _affordable(corpus, config.max_queries)
-    corpus = dataclasses.replace(corpus, notes=(*corpus.notes, *notes))
     plan = sample_plan(corpus, max_queries=most, max_heldout=max(1, most // 2), n_shown=config.n_shown)
     if not (samples / "shown.safetensors").exists():
         sample(
             loaded,
             corpus,
             plan,
-            kept,
+            modules,
             special=config.special,
             folder=samples,
             tell=lambda done, total: tell("sample", done, total, "texts"),
         )
-    residual = {index: residual_heads(loaded.model, info) for index, info in kept.items()}
-    wanted = {
-        index: wanted_solutions(config.space, has_residual=not isinstance(found, str)) if config.max_queries else ()
-        for index, found in residual.items()
-    }
-    _refuse_nothing(config, residual, wanted)
+    return sums, plan, dataclasses.replace(corpus, notes=(*corpus.notes, *notes))
+
+
+def _solve(found: Found, residual: dict[int, Residual], config: InspectConfig, tell: Progress) -> None:
+    """The max-margin problems of all heads that have no record yet."""
+    heads = found.folder / "heads"
+    heads.mkdir(exist_ok=True)
     jobs = [
         HeadJob(
             index=index,
@@ -209,51 +227,55 @@ def _find(
             head=head,
             residual=_one(residual[index], head),
             first_residual=_one(residual[index], 0),
-            wanted=wanted[index],
+            wanted=found.wanted[index],
         )
-        for index, info in kept.items()
-        for head in chosen[index]
+        for index, info in found.modules.items()
+        for head in found.chosen[index]
     ]
     solve_heads(
         jobs,
-        samples,
+        found.folder / "samples",
         heads,
-        shown=[plan.windows.index(window) for window in plan.shown],
+        shown=[found.plan.windows.index(window) for window in found.plan.shown],
         settings=SolutionSettings(max_seconds=config.max_seconds, null=config.null, seed=config.seed),
         tell=lambda done, total, note: tell("solve", done, total, note),
     )
-    return Found(
-        loaded=loaded,
-        corpus=corpus,
-        plan=plan,
-        modules=kept,
-        chosen=chosen,
-        reasons={index: found if isinstance(found, str) else None for index, found in residual.items()},
-        wanted=wanted,
-        sums=sums,
-        check=check,
-        folder=place,
-    )
+
+
+def _residual(loaded: Loaded, info: ModuleInfo) -> Residual:
+    """The matrices of a module's heads in residual space, or why there are none."""
+    found = residual_heads(loaded.model, info)
+    if not isinstance(found, str) and found[0].W_K.shape[0] != found[0].W_Q.shape[0]:
+        return "its keys and queries are computed from vectors of different size"
+    return found
+
+
+def _wanted(config: InspectConfig, residual: dict[int, Residual]) -> dict[int, Wanted]:
+    """Which problems the heads of each module are solved for; a space that was asked for must exist in one."""
+    if not config.max_queries:
+        return dict.fromkeys(residual, ())
+    wanted = {
+        index: wanted_solutions(config.space, has_residual=not isinstance(found, str))
+        for index, found in residual.items()
+    }
+    if not any(wanted.values()):
+        why = next(found for found in residual.values() if isinstance(found, str)).rstrip(".")
+        raise InvalidInputError(f"inspect: space must be 'score' or 'auto' for this model, got 'residual': {why}.")
+    return wanted
 
 
 def _affordable(corpus: Corpus, asked: int) -> tuple[int, list[str]]:
     """How many queries a problem may have: a query of a long text has a row for each of its keys."""
+    asked = asked or DEFAULT_QUERIES  # without problems, heads are still compared on as many
     keys = max(1, round(corpus.n_tokens / sum(len(corpus.sides) for _ in corpus.windows)))
     most = max(1, min(asked, MOST_ROWS // keys))
     if most >= asked:
-        return max(1, asked), []
+        return asked, []
     return most, [f"Problems have {most} queries, not {asked}: with {keys} keys each they have {MOST_ROWS:,} rows."]
 
 
-def _one(found: list[ResidualHead] | str, head: int) -> ResidualHead | None:
+def _one(found: Residual, head: int) -> ResidualHead | None:
     return None if isinstance(found, str) else found[head]
-
-
-def _refuse_nothing(config: InspectConfig, residual: dict[int, Any], wanted: dict[int, Any]) -> None:
-    """A space that was asked for must exist in some module."""
-    if config.max_queries and not any(wanted.values()):
-        why = next(reason for reason in residual.values() if isinstance(reason, str))
-        raise InvalidInputError(f"inspect: space must be 'score' or 'auto' for this model, got 'residual': {why}.")
 
 
 def _checked(loaded: Loaded, corpus: Corpus, path: Path) -> Check:
@@ -279,8 +301,8 @@ def _fingerprint(loaded: Loaded, corpus: Corpus) -> dict[str, Any]:
     return {"model": loaded.name, "weights": weights.hexdigest()[:16], "texts": texts.hexdigest()[:16]}
 
 
-def _check_folder(folder: RunFolder, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make sure that the folder is new, or holds an unfinished run of these settings, or may be overwritten."""
+def _check_folder(folder: RunFolder, overwrite: bool) -> None:
+    """Make sure that the folder is new, or holds an unfinished run, or may be overwritten."""
     if not folder.path.exists():
         return
     if not folder.path.is_dir():
@@ -289,20 +311,22 @@ def _check_folder(folder: RunFolder, settings: dict[str, Any], overwrite: bool) 
         raise InvalidInputError(
             f"inspect: output_dir {folder.path} must be new, or a run of attsvm; it holds other files."
         )
-    if overwrite:
-        return
-    if folder.is_complete:
+    if folder.is_complete and not overwrite:
         raise InvalidInputError(
             f"inspect: output_dir {folder.path} holds a finished run; choose another folder or overwrite it."
         )
-    if folder.config_file.exists() and not same_run(folder, settings):
+
+
+def _check_same(folder: RunFolder, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make sure that an unfinished run in the folder is this one."""
+    if not overwrite and folder.config_file.exists() and not _same_run(folder, settings):
         raise InvalidInputError(
             f"inspect: output_dir {folder.path} holds an unfinished run with other settings, model or texts; "
             "choose another folder or overwrite it."
         )
 
 
-def same_run(folder: RunFolder, settings: dict[str, Any]) -> bool:
+def _same_run(folder: RunFolder, settings: dict[str, Any]) -> bool:
     """Whether the unfinished run in the folder has these settings, model and texts; a damaged record has not."""
     try:
         there = folder.read_config()

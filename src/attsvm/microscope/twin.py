@@ -89,4 +89,7 @@ def _weights(sample: ModuleSample, head: int, keys: Tensor, queries: Tensor, W: 
     if sample.offsets is not None:
         logits = logits + torch.from_numpy(sample.offsets[head if sample.offsets.shape[0] > 1 else 0][mine, part])
     allowed = torch.from_numpy(sample.allowed[head if sample.allowed.shape[0] > 1 else 0][mine, part])
-    return logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
+    logits = logits.masked_fill(~allowed, -torch.inf)
+    if sample.sinks is not None:
+        logits = torch.cat([logits, torch.full_like(logits[:, :1], float(sample.sinks[head]))], -1)
+    return logits.softmax(-1).nan_to_num(0.0)[:, : len(keys)]
