@@ -159,10 +159,8 @@ def inspect_into(
             folder.clear()
             folder.create()
         folder.write_config(settings)
-        place = folder.checkpoint
-        sums, plan, corpus = _run_model(
-            loaded, {index: modules[index] for index in chosen}, corpus, config, place, tell
-        )
+        place, kept = folder.checkpoint, {index: modules[index] for index in chosen}
+        sums, plan, corpus = _run_model(loaded, kept, corpus, config, place, tell)
         found = Found(
             loaded=loaded,
             corpus=corpus,
