@@ -30,6 +30,7 @@ from benchmarks.harness import (
     timed,
     warm_up,
 )
+from benchmarks.microscope import capture, inspection
 from benchmarks.models import forward, generation, multihead, training
 from benchmarks.problems import minilm_head, unit_sphere
 from benchmarks.record import Row
@@ -285,5 +286,7 @@ ROWS: tuple[Benchmark, ...] = (
     Benchmark(name="models-training", title="training step of MiniLM", run=training),
     Benchmark(name="models-generation", title="generation with SmolLM2-135M", run=generation),
     Benchmark(name="models-multihead", title="multi-head attention", run=multihead),
+    Benchmark(name="microscope-capture", title="capture of MiniLM", run=capture),
+    Benchmark(name="microscope-inspect", title="inspection of MiniLM", run=inspection),
     Benchmark(name="growth", title="Frobenius, planted", run=growth),
 )
