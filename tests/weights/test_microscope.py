@@ -8,10 +8,12 @@ from statistics import median
 from time import process_time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from attsvm.microscope import inspect
 from attsvm.microscope.calls import AttentionCall
 from attsvm.microscope.capture import captured
 from attsvm.microscope.check import TOLERANCE, check_against_eager
@@ -116,3 +118,40 @@ def test_the_memory_estimate_is_above_what_a_batch_takes(minilm: Path) -> None:
     assert 90e6 < found.parameter_bytes < 92e6
     assert found.memory_bytes(16, 256) > found.parameter_bytes + 2 * 16 * 12 * 256**2 * 4
     assert found.memory_bytes(16, 256) < 1e9
+
+
+@pytest.mark.slow
+def test_known_heads_of_smollm2_are_found(smollm2: Path) -> None:
+    """Its induction heads and its previous-token head, measured elsewhere on repeated words: 0.91, 0.78 and 0.92."""
+    words = (
+        "river stone cloud table green happy window music paper orange doctor winter engine silver bridge coffee "
+        "garden letter market ocean planet rabbit school ticket valley yellow zebra anchor butter candle dragon eagle"
+    ).split()
+    draw = np.random.default_rng(0)
+    repeated = [" ".join([*part, *part]) for part in (draw.permutation(words)[:25].tolist() for _ in range(3))]
+    atlas = inspect(smollm2, texts=repeated, layers=(16, 17, 18), max_queries=0)
+    best = sorted(atlas, key=lambda head: -(head["induction"] or 0.0))
+    assert {head.label for head in best[:4]} >= {"L18.H6", "L17.H3"}
+    assert atlas["L16.H0"]["previous"] == pytest.approx(0.92, abs=0.04)
+    assert (atlas["L18.H6"].head_kind, atlas["L16.H0"].head_kind) == ("induction", "previous")
+
+
+def test_an_encoder_decoder_whole(t5: Path) -> None:
+    atlas = inspect(t5, texts=["translate English to German: The house is small."], max_queries=10, layers=(0, 7))
+    assert {head.kind for head in atlas} == {"encoder", "decoder", "cross"}
+    assert atlas.record["check"]["max_difference"] <= TOLERANCE
+    assert atlas.record["shown"][0]["target"]["tokens"]
+    assert {one["space"] for head in atlas for one in head.solutions} == {"residual", "score"}
+    assert all(one["status"] == "OPTIMAL" for head in atlas for one in head.solutions)
+
+
+@pytest.mark.slow
+def test_a_picture_whole(dinov2: Path, tmp_path: Path) -> None:
+    images = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    file = tmp_path / "flower.png"
+    pytest.importorskip("PIL.Image").fromarray(images[1]).save(file)
+    atlas = inspect(dinov2, texts=[file], layers=(11,), max_queries=10)
+    shown = atlas.record["shown"][0]
+    assert shown["picture"]["data"].startswith("data:image/")
+    assert len(shown["source"]["tokens"]) == 1 + 37 * 37
+    assert len(atlas) == 6
