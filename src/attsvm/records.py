@@ -189,10 +189,21 @@ class RunFolder:
 
     @property
     def holds_other_files(self) -> bool:
-        """True for a folder with files in it that cannot come from a run."""
+        """True for a folder with files in it that cannot come from a run; a model's ``config.json`` is none of ours."""
         names = {path.name for path in self.path.iterdir()}
         ours = {LOCK, self.checkpoint.name, *(name for name in names if name.startswith(".") and name.endswith(PART))}
-        return not self.config_file.exists() and not names <= ours
+        return not self._has_own_config and not names <= ours
+
+    @property
+    def _has_own_config(self) -> bool:
+        """Whether there is a ``config.json`` that is ours, or damaged, which is for whoever reads it to say."""
+        if not self.config_file.exists():
+            return False
+        try:
+            content = read_json(self.config_file)
+        except RecordError:
+            return True
+        return isinstance(content, dict) and "schema_version" in content
 
     def create(self) -> None:
         """Make the folder and its parents.

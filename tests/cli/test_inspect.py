@@ -129,6 +129,9 @@ BAD: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "no such head": (("--text", TEXT, "--heads", "L5.H9"), 2, ("heads", "L0.H0 to L1.H3", "L5.H9")),
     "a target for an encoder": (("--text", TEXT, "--target", "a"), 2, ("target",)),
     "targets that do not fit": (("--text", TEXT, "--target", "a", "--target", "b"), 2, ("targets", "bert")),
+    "a file that is not there": (("nowhere.txt",), 2, ("DATA", "nowhere.txt")),
+    "a table that is not there": (("nowhere.csv",), 2, ("DATA", "nowhere.csv")),
+    "a text in place of a file": (("word " * 80,), 2, ("DATA", "--text")),
     "no batch": (("--text", TEXT, "--batch-size", "0"), 2, ("batch_size", "0")),
     "no device": (("--text", TEXT, "--device", "gpu9"), 2, ("device", "gpu9")),
     "another tokenizer": (("--text", TEXT, "--tokenizer", "nowhere"), 2, ("nowhere",)),
@@ -163,3 +166,17 @@ def test_models_that_cannot_be_read(attsvm: Commands, tmp_path: Path) -> None:
     transformers.LongformerModel(config).save_pretrained(tmp_path / "longformer")
     trained("bert").save_pretrained(tmp_path / "longformer")
     attsvm("inspect", str(tmp_path / "longformer"), "--text", TEXT).failed(3, "windows", "from_attentions")
+
+
+def test_the_model_is_not_overwritten(attsvm: Commands, model: Path) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for option in ((), ("--overwrite",)):
+        done = attsvm("inspect", str(model), "--text", TEXT, *SMALL, "-o", str(model), *option)
+        done.failed(2, "output_dir", "holds other files")
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_options_are_named_as_they_are_typed(attsvm: Commands, model: Path) -> None:
+    done = attsvm("inspect", str(model), "--text", TEXT, "--shown", "-1", "-o", "run")
+    assert done.code == 2
+    assert "--shown" in done.err

@@ -212,7 +212,7 @@ def _solution(space: str, norm: str, generator: np.random.Generator) -> Result:
         "n_queries": 600,
         "n_constraints": 9213,
         "n_support": int(generator.integers(20, 90)),
-        "margin_norm": 12.3,
+        "size": 12.3,
         "correlation": float(generator.uniform(0.2, 0.95)),
         "null_correlation": 0.08,
         "recovery": 1.0,

@@ -66,7 +66,7 @@ def inspect_command(
         Literal["auto", "score", "residual"], typer.Option(help="Where the max-margin problems are posed.")
     ] = "auto",
     max_queries: Annotated[int, typer.Option(help="Queries of a head's max-margin problem; 0 leaves it out.")] = 600,
-    shown: Annotated[int, typer.Option(help="Texts that the page shows in full.")] = 3,
+    shown: Annotated[int, typer.Option(help="Texts that the page shows in full.", min=0)] = 3,
     null: Annotated[bool, typer.Option("--null/--no-null", help="Compare with random matrices.")] = True,
     max_seconds: Annotated[float, typer.Option(help="For each max-margin solution.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the random matrices.")] = 0,
@@ -151,13 +151,21 @@ def _texts(
     if given > 1 and not (text and text_file and data is None):
         raise InvalidInputError("inspect: texts must come from DATA or from --text and --text-file, got both.")
     if text_column is not None and (data is None or Path(data).suffix.lower() not in _TABLES):
-        raise InvalidInputError(f"inspect: --text-column must come with a table as DATA, got {data}.")
+        raise InvalidInputError(f"inspect: --text-column must come with a table as DATA, got {data or 'no DATA'}.")
     if data is not None:
         return _of_data(Path(data), text_column)
     return list(read_texts(text or [], text_file, where="inspect") if given else load_sample().texts)
 
 
 def _of_data(path: Path, text_column: str | None) -> list[Any]:
+    try:
+        there = path.exists()
+    except OSError:  # longer than a name may be
+        there = False
+    if not there:
+        raise InvalidInputError(
+            f"inspect: DATA must be an existing file or folder, got {str(path)!r}. Hint: --text takes a text itself."
+        )
     if path.is_dir():
         pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURES)
         if not pictures:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from attsvm.errors import InvalidInputError, RecordError
-from attsvm.records import RunFolder, read_arrays, write_arrays
+from attsvm.records import RunFolder, read_arrays, write_arrays, write_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -77,6 +77,14 @@ class HeadRecord:
             raise InvalidInputError(f"HeadRecord: measure must be one of {', '.join(self.values)}; got {measure}.")
         value = self.values[measure]
         return None if value is None else value["mean"]
+
+    def _repr_html_(self) -> str:
+        """The values as a table, in a notebook."""
+        rows = "".join(
+            f"<tr><td>{html.escape(key)}</td><td>{'' if value is None else format(value['mean'], '.4g')}</td></tr>"
+            for key, value in self.values.items()
+        )
+        return f"<table><caption>{html.escape(self.label)}, {html.escape(self.head_kind)}</caption>{rows}</table>"
 
 
 class HeadAtlas:
@@ -246,9 +254,14 @@ class HeadAtlas:
         ----------
         path
             Where; default ``attsvm-inspect.html`` in the working directory.
+
+        Raises
+        ------
+        RecordError
+            If it cannot be written.
         """
         target = Path("attsvm-inspect.html" if path is None else path)
-        target.write_text(self.to_html(), encoding="utf-8", errors="backslashreplace")
+        write_bytes(target, self.to_html().encode("utf-8", errors="backslashreplace"))
         return target
 
     def to_html(self) -> str:

@@ -122,11 +122,11 @@ def _check(layer: Tensor, index: int) -> None:
         raise InvalidInputError(f"{must} hold floating-point weights, got {layer.dtype}.")
     if not bool(torch.isfinite(layer).all()):
         raise InvalidInputError(f"{must} be finite, got {int((~torch.isfinite(layer)).sum())} entries that are not.")
-    largest = float(layer.float().sum(-1).max())
-    if float(layer.min()) < 0 or largest > 1 + _SLACK:
+    largest = float(layer.detach().float().sum(-1).max())
+    if float(layer.detach().min()) < 0 or largest > 1 + _SLACK:
         raise InvalidInputError(
             f"{must} hold weights after softmax, which are at least 0 and sum to at most 1 over the keys, got a "
-            f"smallest of {float(layer.min()):.3g} and a largest sum of {largest:.3g}."
+            f"smallest of {float(layer.detach().min()):.3g} and a largest sum of {largest:.3g}."
         )
 
 

@@ -35,6 +35,9 @@ Space = Literal["score", "residual"]
 NEAR_TIE = 1e-3
 """Logits of float32 models are not told apart below this: such a query selects nothing."""
 
+_SLACK = 0.1 * NEAR_TIE
+"""What is left to rounding of the margin that a head reaches, where offsets decide, too."""
+
 _TOGETHER = 16
 """Queries of one window that share a sequence; a window with more is repeated, which costs less than padding."""
 
@@ -106,7 +109,7 @@ def head_problem(
     Notes
     -----
     With offsets, a common margin of 1 may be out of reach, since scaling W does not scale them. Then every row asks for
-    what the head's own matrix achieves, or 1 where that is more.
+    what the head's own matrix achieves, less a tenth of :data:`NEAR_TIE`, but for no more than 1.
     """
     mine = np.flatnonzero(sample.part == part)
     if not mine.size:
@@ -155,7 +158,9 @@ class _Posed:
         problem = TokenSelection(self.tokens, self.queries, selected, allowed=self.allowed, offsets=self.offsets)
         if self.offsets is not None:
             reached = problem.margins(W)
-            problem = problem.with_margin(torch.where(torch.isfinite(reached), reached.clamp(max=1.0), 1.0))
+            # A token that stands twice asks for what offsets alone decide: asked for all of it, rounding would refuse.
+            reached = (reached - _SLACK).clamp(max=1.0)
+            problem = problem.with_margin(torch.where(torch.isfinite(reached), reached, 1.0))
         return HeadProblem(
             problem=problem, own=own, space=space, rows=rows, queries=int(self.asking.sum()), near_ties=ties, base=self
         )

@@ -256,6 +256,11 @@ def _wanted(config: InspectConfig, residual: dict[int, Residual]) -> dict[int, W
         index: wanted_solutions(config.space, has_residual=not isinstance(found, str))
         for index, found in residual.items()
     }
+    if config.space == "auto" and len({isinstance(found, str) for found in residual.values()}) > 1:
+        # What stands for a head stands for all, so that they can be compared: what every module has.
+        wanted = {
+            index: tuple(sorted(pairs, key=lambda pair: pair[0] == "residual")) for index, pairs in wanted.items()
+        }
     if not any(wanted.values()):
         why = next(found for found in residual.values() if isinstance(found, str)).rstrip(".")
         raise InvalidInputError(f"inspect: space must be 'score' or 'auto' for this model, got 'residual': {why}.")
@@ -265,7 +270,9 @@ def _wanted(config: InspectConfig, residual: dict[int, Residual]) -> dict[int, W
 def _affordable(corpus: Corpus, asked: int) -> tuple[int, list[str]]:
     """How many queries a problem may have: a query of a long text has a row for each of its keys."""
     asked = asked or DEFAULT_QUERIES  # without problems, heads are still compared on as many
-    keys = max(1, round(corpus.n_tokens / sum(len(corpus.sides) for _ in corpus.windows)))
+    # Repeated windows count once, as in the sample.
+    lengths = {window.key: window.n_tokens for window in corpus.windows}.values()
+    keys = max(1, round(sum(lengths) / (len(corpus.sides) * len(lengths))))
     most = max(1, min(asked, MOST_ROWS // keys))
     if most >= asked:
         return asked, []
@@ -295,8 +302,15 @@ def _fingerprint(loaded: Loaded, corpus: Corpus) -> dict[str, Any]:
     weights = hashlib.sha256()
     for name, parameter in sorted(loaded.model.named_parameters()):
         weights.update(name.encode())
-        weights.update(str(float(parameter.detach().double().sum())).encode())
+        weights.update(str(_bits(parameter.detach())).encode())
     return {"model": loaded.name, "weights": weights.hexdigest()[:16], "texts": texts.hexdigest()[:16]}
+
+
+def _bits(values: torch.Tensor) -> int:
+    """The sum of the numbers as whole numbers of their bits, which no order of summing changes, unlike their own."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = values.contiguous().view(whole[values.element_size()])
+    return int(bits.sum(dtype=torch.int64))
 
 
 def _check_folder(folder: RunFolder, overwrite: bool) -> None:
@@ -319,15 +333,17 @@ def _check_same(folder: RunFolder, settings: dict[str, Any], overwrite: bool) ->
     """Make sure that an unfinished run in the folder is this one."""
     if not overwrite and folder.config_file.exists() and not _same_run(folder, settings):
         raise InvalidInputError(
-            f"inspect: output_dir {folder.path} holds an unfinished run with other settings, model or texts; "
-            "choose another folder or overwrite it."
+            f"inspect: output_dir {folder.path} holds an unfinished run with other settings, model or texts, or of "
+            "another version of attsvm; choose another folder or overwrite it."
         )
 
 
 def _same_run(folder: RunFolder, settings: dict[str, Any]) -> bool:
-    """Whether the unfinished run in the folder has these settings, model and texts; a damaged record has not."""
+    """Whether the unfinished run in the folder has these settings, model, texts and version; a damaged one has not."""
     try:
         there = folder.read_config()
     except (RecordError, AttSVMError):
         return False
-    return all(there.get(name) == settings[name] for name in ("config", "input"))
+    # What another version left may be of another form, or mean something else.
+    version = (there.get("versions") or {}).get("attsvm") == settings["versions"].get("attsvm")
+    return version and all(there.get(name) == settings[name] for name in ("config", "input", "commit"))

@@ -191,7 +191,8 @@ def _positions(
 def shown_arrays(call: AttentionCall, prefix: str) -> dict[str, Array]:
     """What the page draws of one module and window: weights in eight bits, selected keys, margins.
 
-    A weight p is kept as the nearest integer to ``255 sqrt(p)``, so that small weights survive.
+    A weight p is kept as the nearest integer to ``255 sqrt(p)``, so that small weights survive. A sink of the model is
+    one more key: a query that gives it most selects no token, and margins are to it, too.
 
     Parameters
     ----------
@@ -202,9 +203,13 @@ def shown_arrays(call: AttentionCall, prefix: str) -> dict[str, Array]:
     """
     weights = call.weights()[0]
     logits = call.logits()[0]
+    n_keys = logits.shape[-1]
     pattern = (255.0 * weights.sqrt()).round().to(torch.uint8)
+    if call.sinks is not None:
+        logits = torch.cat([logits, call.sinks.to(logits)[:, None, None].expand(*logits.shape[:-1], 1)], -1)
     best = logits.topk(min(2, logits.shape[-1]), -1)
-    selected = torch.where(torch.isfinite(best.values[..., 0]), best.indices[..., 0], -1).int()
+    on_key = torch.isfinite(best.values[..., 0]) & (best.indices[..., 0] < n_keys)
+    selected = torch.where(on_key, best.indices[..., 0], -1).int()
     margin = best.values[..., 0] - best.values[..., 1] if logits.shape[-1] > 1 else torch.inf - 0.0 * logits[..., 0]
     margin = torch.where(torch.isfinite(margin), margin, torch.inf).float()
     found = {"pattern": pattern, "selected": selected, "margin": margin}

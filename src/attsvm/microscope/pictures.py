@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from errno import ENAMETOOLONG, ENOENT
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -345,6 +346,13 @@ def _opened(source: Any, name: str) -> Any:
     except InvalidInputError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise whatever it met
+        if isinstance(source, str) and isinstance(error, OSError) and error.errno in (ENOENT, ENAMETOOLONG):
+            # Most likely a sentence: without DATA there are those of the sample.
+            shown = source if len(source) <= 60 else f"{source[:60]}..."
+            raise InvalidInputError(
+                f"{_WHERE}: DATA must be pictures for this model; {shown} must be a picture (PNG, JPEG, ...), "
+                "got no file of that name."
+            ) from error
         raise InvalidInputError(f"{_WHERE}: {name} must be a picture (PNG, JPEG, ...), got {error}.") from error
 
 

@@ -98,6 +98,7 @@ def sample_plan(
         train[side] = _chosen(corpus, mine, side, max_queries, first=shown)
         heldout[side] = _chosen(corpus, others, side, max_heldout)
     needed = set(shown) | {window for part in (train, heldout) for rows in part.values() for window, _ in rows}
+    needed = needed or {windows[0]}  # none has a query: one window still tells of what size everything is
     return SamplePlan(
         windows=tuple(window for window in windows if window in needed), shown=shown, train=train, heldout=heldout
     )

@@ -174,7 +174,7 @@ def _solutions(found: Found) -> dict[str, Any]:
 
 
 def _values_of(solution: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The measures of one solution; the interval of the held-out agreement is Wilson's."""
+    """The measures of one solution; the interval of the held-out agreement is Wilson's, of the effective number."""
     correlation, recovery, heldout = solution["correlation"], solution["recovery"], solution["heldout"]
     excess = None if correlation is None or recovery is None else correlation - recovery
     rows = solution["n_constraints"]
@@ -189,14 +189,14 @@ def _values_of(solution: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
         prefix + key: None if value is None else {"mean": value, "low": None, "high": None, "n": solution["n_queries"]}
         for key, value in plain.items()
     }
-    low, high = _wilson(heldout, solution["heldout_n"])
+    low, high = _wilson(heldout, solution["heldout_effective_n"] or 0)
     values[f"{prefix}heldout"] = (
         None if heldout is None else {"mean": heldout, "low": low, "high": high, "n": solution["heldout_n"]}
     )
     return values
 
 
-def _wilson(share: float | None, n: int, z: float = 1.959964) -> tuple[float | None, float | None]:
+def _wilson(share: float | None, n: float, z: float = 1.959964) -> tuple[float | None, float | None]:
     """The 95 % interval of a share of n independent queries."""
     if share is None or n == 0:
         return None, None

@@ -25,6 +25,7 @@ __all__ = [
     "HeadSolution",
     "NullSolution",
     "SolutionSettings",
+    "effective_number",
     "effective_rank",
     "numerical_rank",
     "solve_head",
@@ -82,6 +83,9 @@ class HeadSolution:
         Cosine of that solution and the random matrix itself: what ``correlation`` is for a matrix that nobody trained.
     heldout, heldout_n
         Share of held-out queries for which the solution selects the head's own key, and their number.
+    heldout_effective_n
+        How many independent queries would tell the share as well; fewer than ``heldout_n`` where the queries of one
+        window succeed and fail together.
     heldout_chance
         The mean of one over the number of keys of those queries.
     rank, effective_rank
@@ -113,6 +117,7 @@ class HeadSolution:
     recovery: float | None = None
     heldout: float | None = None
     heldout_n: int = 0
+    heldout_effective_n: float | None = None
     heldout_chance: float | None = None
     rank: int | None = None
     effective_rank: float | None = None
@@ -204,7 +209,7 @@ def solve_head(
         return HeadSolution(**found, seconds=time.monotonic() - began, note=note)
     values = _singular_values(solution.W)
     asked = head_problem(sample, head, space=space, part=HELD_OUT, residual=residual)
-    found |= _compared(posed, solution, asked)
+    found |= _compared(posed, solution, asked, sample.window)
     found |= {
         "size": float(solution.upper_bound),
         "rank": numerical_rank(values),
@@ -234,7 +239,7 @@ def _usable(solution: Solution) -> bool:
     return math.isfinite(solution.upper_bound) and bool(solution.W.any())
 
 
-def _compared(posed: HeadProblem, solution: Solution, asked: HeadProblem | None) -> dict[str, Any]:
+def _compared(posed: HeadProblem, solution: Solution, asked: HeadProblem | None, window: Array) -> dict[str, Any]:
     found: dict[str, Any] = {"correlation": float(correlation(solution.W, posed.own))}
     if asked is None:
         return found
@@ -242,11 +247,41 @@ def _compared(posed: HeadProblem, solution: Solution, asked: HeadProblem | None)
     clear = wanted >= 0
     allowed = asked.problem.tensors.allowed
     chosen = asked.problem.logits(solution.W).argmax(-1)
+    right = (chosen == wanted)[clear].double()
     return found | {
-        "heldout": float((chosen == wanted)[clear].double().mean()),
+        "heldout": float(right.mean()),
         "heldout_n": int(clear.sum()),
+        "heldout_effective_n": effective_number(right.numpy(), window[asked.rows[clear.numpy()]]),
         "heldout_chance": float((1.0 / allowed.sum(-1)[clear]).mean()),
     }
+
+
+def effective_number(right: Array, window: Array) -> float:
+    r"""How many independent queries would tell a share as well as these, of which those of a window may go together.
+
+    The number n over the design effect, the ratio of the variance of the share between windows (as in
+    :mod:`~attsvm.microscope.statistics`) to $p (1 - p) / n$, where that is more than 1.
+
+    Parameters
+    ----------
+    right
+        (n,) zeros and ones.
+    window
+        (n,) the window of each.
+
+    Examples
+    --------
+    >>> effective_number(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 1]))
+    1.0
+    """
+    n, share = len(right), right.mean()
+    _, where = np.unique(window, return_inverse=True)
+    hits, queries = np.bincount(where, right), np.bincount(where)
+    K, alone = len(queries), share * (1 - share) / n
+    if K < 2 or alone == 0:
+        return float(n)
+    between = K / (K - 1) * np.square(hits - share * queries).sum() / n**2
+    return float(n / max(1.0, between / alone))
 
 
 def solve_null(

@@ -36,7 +36,7 @@ def twin_arrays(
     """What the solution attends to in the windows that are shown, and its support tokens there.
 
     The solution is scaled to the Frobenius norm of the head's own matrix, so that both are as sharp as each other;
-    with offsets, which fix the scale, it is left as it is.
+    with offsets or sinks, which fix the scale, it is left as it is.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def twin_arrays(
     assert solution.W is not None
     keys, queries, own = sample_vectors(sample, head, solution.space, residual)
     W = torch.from_numpy(solution.W)
-    if sample.offsets is None:
+    if sample.offsets is None and sample.sinks is None:
         W = W * (torch.linalg.norm(own) / torch.linalg.norm(W))
     found: dict[str, Array] = {}
     for place, window in enumerate(shown):

@@ -13,10 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -94,13 +95,15 @@ def _run(count: int, left: Sequence[HeadJob], folder: Path, tell: Callable[[int,
     environment = dict.fromkeys(
         ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
     )
+    # Files, for a pipe that nobody reads fills up.
+    said = [tempfile.TemporaryFile() for _ in range(count)]  # noqa: SIM115, closed where they are read
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _START, str(folder), str(rank), str(count), str(os.getpid())],
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=said[rank],
             start_new_session=True,
         )
         for rank in range(count)
@@ -116,11 +119,20 @@ def _run(count: int, left: Sequence[HeadJob], folder: Path, tell: Callable[[int,
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        messages = [process.communicate()[1].decode(errors="replace").strip() for process in processes]
+        messages = [_last_words(process, file) for process, file in zip(processes, said, strict=True)]
     _tell_new(waiting, len(left), folder, tell)
     if waiting:
-        message = next((text.splitlines()[-1] for text in messages if text), "it was killed")
+        message = next(filter(None, messages), "it was killed")
         raise AttSVMError(f"inspect: a process that solves heads ended early: {message}")
+
+
+def _last_words(process: subprocess.Popen[bytes], file: IO[bytes]) -> str:
+    """The last line that a process wrote to stderr, once it has ended."""
+    process.wait()
+    with file:
+        file.seek(0)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _tell_new(waiting: dict[str, HeadJob], total: int, folder: Path, tell: Callable[[int, str], None]) -> None:
@@ -193,14 +205,14 @@ def _claimed(
     start = rank * len(jobs) // count
     order = [*jobs[start:], *jobs[:start]]
     for job in reversed(order) if rank % 2 else order:
+        if os.getppid() != parent:
+            return  # before a claim, which would keep the processes of the next try from this head
         info, scale = modules[job["index"]], plan["scales"][str(job["index"])]
         label = info.label(job["head"])
         try:
             (folder / _CLAIMS / label).touch(exist_ok=False)
         except FileExistsError:
             continue
-        if os.getppid() != parent:
-            return
         yield HeadJob(
             index=job["index"],
             info=info,

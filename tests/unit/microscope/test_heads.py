@@ -14,9 +14,16 @@ from attsvm.microscope import soft as soft_heads
 from attsvm.microscope.calls import AttentionCall, ModuleInfo
 from attsvm.microscope.heads import NEAR_TIE, head_problem
 from attsvm.microscope.residual import ResidualHead
+from attsvm.microscope.result import _values_of
 from attsvm.microscope.sampled import HELD_OUT, TRAIN, ModuleSample, SampleCollector
 from attsvm.microscope.soft import split_soft
-from attsvm.microscope.solutions import SolutionSettings, effective_rank, numerical_rank, solve_head
+from attsvm.microscope.solutions import (
+    SolutionSettings,
+    effective_number,
+    effective_rank,
+    numerical_rank,
+    solve_head,
+)
 from attsvm.microscope.twin import twin_arrays
 from attsvm.selection import correlation
 
@@ -242,6 +249,29 @@ def test_the_twin_is_the_solution_at_the_heads_own_size(generator: torch.Generat
     assert {tuple(row) for row in arrays["0.support"]} == {(sample.position[row], key) for row, key in mine}
 
 
+@pytest.mark.parametrize("fixed", ["sinks", "offsets"])
+def test_the_twin_keeps_its_size_where_something_fixes_it(generator: torch.Generator, fixed: str) -> None:
+    # Keys that the head attends to although something else weighs on the same scale.
+    made = {"sinks": lambda T: torch.full((H,), 0.5), "offsets": lambda T: torch.linspace(0, 1, T).expand(1, H, T, T)}
+    sample, _, _ = windows(generator, **{fixed: made[fixed]})
+    solved = solve_head(sample, 0, space="score", norm="fro")
+    assert solved is not None
+    assert solved.W is not None
+    posed = head_problem(sample, 0, space="score", part=TRAIN)
+    assert posed is not None
+    weights = posed.problem.logits(torch.from_numpy(solved.W)).softmax(-1)
+    compared = 0
+    for window in range(len(sample.start) - 1):
+        arrays = twin_arrays(sample, 0, solved, shown=[window])
+        for (sequence, query), row in np.ndenumerate(posed.rows):
+            if row >= 0 and sample.window[row] == window:
+                keys = arrays["0.index"][sample.position[row]]
+                kept = (arrays["0.weight"][sample.position[row]] / 255.0) ** 2
+                np.testing.assert_allclose(kept, weights[sequence, query, keys].numpy(), atol=0.005)
+                compared += 1
+    assert compared == posed.queries
+
+
 def test_the_split_is_orthogonal_and_kept_tokens_are_level(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,3 +305,33 @@ def test_ranks() -> None:
     assert numerical_rank(np.array([2.0, 1.0, 1e-9])) == 2
     assert effective_rank(np.array([3.0, 3.0, 3.0, 0.0])) == pytest.approx(3.0)
     assert effective_rank(np.array([1.0, 0.0])) == pytest.approx(1.0)
+
+
+def test_queries_that_fail_together_count_less() -> None:
+    generator = np.random.default_rng(0)
+    window = np.repeat(np.arange(40), 5)
+    alone = (generator.random(200) < 0.7).astype(float)
+    together = np.repeat((generator.random(40) < 0.7).astype(float), 5)
+    assert effective_number(alone, window) == pytest.approx(200, rel=0.3)
+    # Five queries that always agree tell as much as one; the 39 of 40 is that of the sample variance.
+    assert effective_number(together, window) == pytest.approx(39, rel=1e-12)
+    assert effective_number(np.ones(10), np.arange(10)) == 10
+    assert effective_number(alone[:5], window[:5]) == 5
+
+
+def test_the_interval_of_held_out_agreement_takes_windows_as_the_sample(generator: torch.Generator) -> None:
+    sample, _, _ = windows(generator, n=24)
+    solved = solve_head(sample, 0, space="score", norm="fro")
+    assert solved is not None
+    assert solved.heldout_effective_n is not None
+    assert 0 < solved.heldout_effective_n <= solved.heldout_n
+
+    def width(effective: float) -> float:
+        record = solved.record() | {"heldout": 0.6, "heldout_n": 100, "heldout_effective_n": effective}
+        value = _values_of(record)["score.fro.heldout"]
+        assert value is not None
+        assert value["low"] < 0.6 < value["high"]
+        return float(value["high"] - value["low"])
+
+    assert width(100.0) == pytest.approx(0.189, abs=0.002)  # Wilson's of 60 in 100
+    assert width(25.0) > 1.8 * width(100.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 from collections.abc import Callable
@@ -14,7 +15,11 @@ import torch
 
 from attsvm.errors import InvalidInputError, RecordError
 from attsvm.microscope import HeadAtlas, inspect, workers
+from attsvm.microscope.calls import ModuleInfo
+from attsvm.microscope.corpus import read_corpus
+from attsvm.microscope.inspect import MOST_ROWS, _affordable, _fingerprint
 from attsvm.microscope.loading import load
+from attsvm.records import read_json, write_json
 from unit.microscope.tiny_tokenizers import HOSTILE, SENTENCES, tiny
 from unit.microscope.tiny_tokenizers import trained as train
 
@@ -25,6 +30,7 @@ trained = functools.cache(train)
 
 KINDS = {"bert": "bert", "gpt2": "gpt2", "llama": "llama", "t5": "t5", "bart": "t5"}
 SMALL = {"max_queries": 40, "batch_size": 2, "n_shown": 2}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 TEXTS = [*SENTENCES, "A lazy fox and a quick dog jump.", "Brown dogs, brown foxes."]
 
 
@@ -176,6 +182,112 @@ def test_other_texts_or_weights_are_another_run(tmp_path: Path) -> None:
         inspect(model, trained("bert"), TEXTS, **SMALL, output_dir=tmp_path / "run")
 
 
+def test_what_another_version_left_is_another_run(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        look("bert", output_dir=tmp_path / "run", progress=stopping("solve", 1))
+    config = tmp_path / "run" / "config.json"
+    there = read_json(config)
+    write_json(config, there | {"versions": there["versions"] | {"attsvm": "0.0.0"}})
+    with pytest.raises(InvalidInputError, match="or of another version of attsvm"):
+        look("bert", output_dir=tmp_path / "run")
+    write_json(config, there)
+    assert numbers(look("bert", output_dir=tmp_path / "run")) == numbers(look("bert"))
+
+
+def test_a_run_is_known_again_whatever_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(tiny("bert"), trained("bert"))
+    with torch.no_grad():  # numbers of many sizes, whose sum depends on the order
+        weight = loaded.model.embeddings.word_embeddings.weight
+        weight.copy_(weight * torch.logspace(-6, 6, weight.shape[1]))
+    corpus = read_corpus(loaded, TEXTS)
+    known = _fingerprint(loaded, corpus)
+    summed = torch.Tensor.sum
+
+    def backwards(values: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
+        return summed(values.flatten().flip(0)[: values.numel() // 3], *args, **given) + summed(
+            values.flatten().flip(0)[values.numel() // 3 :], *args, **given
+        )
+
+    monkeypatch.setattr(torch.Tensor, "sum", backwards)
+    assert _fingerprint(loaded, corpus) == known
+
+
+def test_a_process_whose_parent_is_gone_claims_nothing(tmp_path: Path) -> None:
+    info = ModuleInfo(
+        name="attn",
+        kind="encoder",
+        layer=0,
+        n_heads=1,
+        n_kv_heads=1,
+        d_head=2,
+        query_side="source",
+        key_side="source",
+        tier="interface",
+        prefixed=False,
+    )
+    jobs = [{"index": 0, "head": 0, "wanted": []}]
+    plan = {"samples": str(tmp_path), "shown": [], "settings": {}, "jobs": jobs, "scales": {"0": None}}
+    write_json(tmp_path / "jobs.json", {**plan, "modules": {"0": dataclasses.asdict(info)}})
+    (tmp_path / "claims").mkdir()
+    workers.work(tmp_path, 0, 1, -1)
+    assert not list((tmp_path / "claims").iterdir()), "the processes of the next try would leave that head out"
+
+
+def test_repeated_texts_leave_the_number_of_queries() -> None:
+    loaded = load(tiny("gpt2", n_ctx=512), trained("gpt2"))
+    long, short = " ".join(SENTENCES * 6), "A fox."
+    plain, repeated = (read_corpus(loaded, [long, short, *[short] * extra]) for extra in (0, 9))
+    most, notes = _affordable(plain, MOST_ROWS)
+    assert 1 < most < MOST_ROWS
+    assert _affordable(repeated, MOST_ROWS) == (most, notes)
+
+
+def tiny_llama_like(name: str, **given: Any) -> Any:
+    import transformers as hf
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    sizes |= {"intermediate_size": 48, "vocab_size": 400, "max_position_embeddings": 64}
+    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(hf, f"{name}Config")(**sizes, **given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return getattr(hf, f"{name}Model")(config).eval()
+
+
+def test_one_kind_of_solution_stands_for_the_heads_of_all_layers() -> None:
+    model = tiny_llama_like("SmolLM3", no_rope_layers=[0, 1])
+    atlas = inspect(model, trained("llama"), TEXTS, **SMALL)
+    assert [module["residual"] is None for module in atlas.record["modules"]] == [True, False]
+    assert atlas.record["primary"]["space"] == "score"
+    assert [one["space"] for one in atlas["L0.H0"].solutions] == ["score", "score", "residual"]
+    assert {one["space"] for one in atlas["L1.H0"].solutions} == {"score"}
+
+
+def test_margins_that_are_shown_are_those_that_are_measured_where_there_is_a_sink() -> None:
+    model = tiny_llama_like("GptOss", head_dim=8, num_local_experts=2, num_experts_per_tok=1, rope_parameters=ROPE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.copy_(torch.tensor([-3.0, 0.0, 0.01, 3.0]))
+    atlas = inspect(model, trained("llama"), TEXTS[:3], **{**SMALL, "n_shown": 3, "max_queries": 0})
+    for head in atlas:
+        shown = [f"shown.{place}.{head.layer}" for place in range(3)]
+        margins = np.concatenate([atlas.arrays[f"{name}.margin"][head.head] for name in shown])
+        assert np.isfinite(margins).all()
+        assert head["margin"] == pytest.approx(margins.mean(), abs=1e-5)
+    chosen = atlas.arrays["shown.0.0.selected"]
+    assert (chosen[3] == -1).all(), "a sink that outweighs all keys"
+    assert (chosen[0] >= 0).all(), "a sink that no query heeds"
+
+
+def test_offsets_between_equal_tokens_can_be_met() -> None:
+    # At the first layer of T5 a token that stands twice is told apart by its offset alone.
+    again = [(f"{text} {text}", text) for text in TEXTS]
+    heads = tuple(f"encoder.L0.H{head}" for head in range(4))
+    atlas = look("t5", again, heads=heads, null=False, max_seconds=5.0)
+    assert {one["status"] for head in atlas for one in head.solutions} == {"OPTIMAL"}
+
+
 def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = look("bert")
     monkeypatch.setattr(workers, "FEW", 2)
@@ -221,6 +333,14 @@ def test_one_token_is_a_text() -> None:
     assert "L0.H0" in atlas.to_html()
 
 
+@pytest.mark.parametrize("n_shown", [0, 1])
+def test_texts_of_special_tokens_alone_have_no_problem_where_they_are_dropped(n_shown: int) -> None:
+    atlas = look("bert", ["[CLS]", "[SEP] [SEP]"], special="drop", n_shown=n_shown)
+    assert atlas["L0.H0"].solutions == []
+    assert all(value is None for value in atlas["L0.H0"].values.values())
+    assert len(atlas.record["shown"]) == n_shown
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny("bert")
     model.train()
@@ -250,6 +370,12 @@ def test_an_atlas_goes_to_disk_and_back(tmp_path: Path) -> None:
     assert layers.loc[("encoder", 1), "entropy"] == pytest.approx(mean)
     assert layers.loc[("encoder", 1), "entropy_low"] < mean < layers.loc[("encoder", 1), "entropy_high"]
     assert atlas.report(tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    with pytest.raises(RecordError, match="could not be written"):
+        atlas.report(tmp_path / "absent" / "page.html")
+    tiny("bert").save_pretrained(tmp_path / "model")
+    with pytest.raises(RecordError, match="holds other files"):
+        atlas.save(tmp_path / "model")
+    assert atlas["L0.H1"]._repr_html_().startswith("<table><caption>L0.H1, ")
     frame_html = atlas._repr_html_()
     assert frame_html.startswith("<iframe srcdoc=")
     assert 'sandbox="allow-scripts' in frame_html

@@ -206,6 +206,7 @@ def test_looking_for_the_grid_leaves_the_model_as_it_was() -> None:
         (np.array([["a"]]), "must hold numbers"),
         (np.zeros((1, 200)), "must not be narrower than 1:50"),
         ("absent.png", r"absent.png must be a picture \(PNG, JPEG, ...\)"),
+        ("A sentence " * 40, r"DATA must be pictures for this model; A sentence .{0,60}\.\.\. must be"),
         (object(), "must be"),
     ],
 )

@@ -193,8 +193,8 @@ function headValues(atlas, head) {
 }
 
 const HEAD_SOLUTION_ROWS = [
-  ['status', 'Status', (value) => String(value).replaceAll('_', ' ')], ['gap', 'Duality gap'], ['margin_norm', 'Norm of the solution'], ['correlation', 'Correlation with the head'], ['null_correlation', 'the same for random selections'],
-  ['recovery', 'Own selections recovered'], ['heldout', 'Held-out agreement'], ['heldout_n', 'Held-out queries'], ['n_queries', 'Queries'], ['n_constraints', 'Constraints'], ['n_support', 'Support tokens'],
+  ['status', 'Status', (value) => String(value).replaceAll('_', ' ')], ['gap', 'Duality gap'], ['size', 'Norm of the solution'], ['correlation', 'Correlation with the head'], ['null_correlation', 'the same for a random matrix\'s selections'],
+  ['recovery', 'Correlation of a random matrix with its own'], ['heldout', 'Held-out agreement'], ['heldout_n', 'Held-out queries'], ['n_queries', 'Queries'], ['n_constraints', 'Constraints'], ['n_support', 'Support tokens'],
   ['rank', 'Rank'], ['effective_rank', 'Effective rank'], ['own_rank', 'Rank of the head'], ['own_effective_rank', 'Effective rank of the head'], ['seconds', 'Seconds'], ['note', 'Note', String],
 ];
 function headSolutions(atlas, head) {
