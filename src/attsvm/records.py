@@ -203,7 +203,7 @@ class RunFolder:
             content = read_json(self.config_file)
         except RecordError:
             return True
-        return isinstance(content, dict) and "schema_version" in content
+        return not isinstance(content, dict) or "schema_version" in content
 
     def create(self) -> None:
         """Make the folder and its parents.
