@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attsvm.report.atlas_render import _SCRIPTS, render_comparison
+from attsvm.report.atlas_render import ATLAS_SCRIPTS, render_comparison
 from report.atlas_heads import (
     HOSTILE,
     SVG,
@@ -36,7 +36,7 @@ def test_no_script_takes_a_name_of_another() -> None:
     # In one scope the later of two functions of a name silently replaces the first.
     assets = Path(__file__).parents[2] / "src" / "attsvm" / "report" / "assets"
     pattern = re.compile(r"^(?:async )?(?:const|let|class|function\*?) +(\w+)", re.MULTILINE)
-    names = [name for file in _SCRIPTS for name in pattern.findall((assets / file).read_text(encoding="utf-8"))]
+    names = [name for file in ATLAS_SCRIPTS for name in pattern.findall((assets / file).read_text(encoding="utf-8"))]
     assert len(names) > 100
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
 

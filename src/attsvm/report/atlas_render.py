@@ -12,9 +12,9 @@ from attsvm.report.atlas_build import LIMIT_BYTES, TARGET_BYTES, pack, read_atla
 from attsvm.report.atlas_page import AtlasPage, blobs, check_fact, check_sentence, kept_sentence, model_name, payload
 from attsvm.report.render import bundle, bundle_script, embed_json, environment, policy
 
-__all__ = ["atlas_html", "is_atlas", "render_atlas", "render_comparison"]
+__all__ = ["ATLAS_SCRIPTS", "ATLAS_STYLES", "atlas_html", "is_atlas", "render_atlas", "render_comparison"]
 
-_SCRIPTS = (
+ATLAS_SCRIPTS = (
     *("core.js", "shell.js", "tooltip.js", "atlas_data.js", "atlas_export.js", "atlas_matrix.js", "atlas_lines.js"),
     *(
         "atlas_text.js",
@@ -27,7 +27,7 @@ _SCRIPTS = (
     ),
     "atlas_app.js",
 )
-_STYLES = ("page.css", "controls.css", "tables.css", "atlas.css", "atlas_head.css", "print.css")
+ATLAS_STYLES = ("page.css", "controls.css", "tables.css", "atlas.css", "atlas_head.css", "print.css")
 
 
 def is_atlas(path: Path | str) -> bool:
@@ -107,7 +107,7 @@ def atlas_html(*paths: Path | str, target_bytes: int = TARGET_BYTES, limit_bytes
     """
     atlases = [read_atlas(path) for path in paths]
     results = tuple(atlas.result for atlas in atlases)
-    script, style = bundle_script(_SCRIPTS), bundle(_STYLES)
+    script, style = bundle_script(ATLAS_SCRIPTS), bundle(ATLAS_STYLES)
     data = embed_json(payload(results, [len(result.shown) for result in results]))
     packed = pack(atlases, target=target_bytes, limit=limit_bytes, rest=_size(script, style, data))
     data = embed_json(payload(results, packed.n_shown))

@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from attsvm.report.atlas_build import Atlas, pack
 from attsvm.report.atlas_page import blobs, check_fact, check_sentence, model_name, payload
-from attsvm.report.atlas_render import _SCRIPTS as ATLAS_SCRIPTS
-from attsvm.report.atlas_render import _STYLES as ATLAS_STYLES
+from attsvm.report.atlas_render import ATLAS_SCRIPTS, ATLAS_STYLES
 from attsvm.report.atlas_schema import AtlasResult
 from attsvm.report.render import bundle, bundle_script, embed_json, environment, policy
 from attsvm.report.text import visible_tree
